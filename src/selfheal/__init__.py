@@ -1,0 +1,1 @@
+"""selfheal watches services, decides when one has really failed, repairs them, and proves the repair."""
