@@ -212,4 +212,4 @@ def _checked_value(name: str, parameter: Parameter, value: Any) -> Scalar | list
         raise RequestRefused(
             "bad_parameter", f"{name}: {parameter.name} has no {wrong[0]!r}; choose from {', '.join(parameter.choices)}"
         )
-    return words if parameter.kind is Kind.WORDS else value  # type: ignore[no-any-return]
+    return words if parameter.kind is Kind.WORDS else value

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 import attrs
 
-from selfheal.core.model import CheckResult, Fleet, Instance, Purpose, Scalar, Settled
+from selfheal.core.model import CheckResult, Fleet, Instance, Purpose, Settled
 from selfheal.core.records import Record
 
 # -- events: what happened, in the past tense -----------------------------------------------------------------------
@@ -78,7 +78,7 @@ class WatchReported:
 
 @attrs.frozen(kw_only=True)
 class Requested:
-    """A person's act. `id` makes it idempotent; `scopes` are those of the caller; `arguments` the act's own."""
+    """A person's act. `id` makes it idempotent; `scopes` are those of the caller; the rest are the act's parameters."""
 
     at: float
     id: str
@@ -87,7 +87,12 @@ class Requested:
     actor: str
     reason: str
     scopes: frozenset[str] = frozenset()
-    arguments: tuple[tuple[str, Scalar], ...] = ()
+    services: tuple[str, ...] = ()
+    everything: bool = False
+    duration: float | None = None
+    override: frozenset[str] = frozenset()
+    suppression: str = ""
+    hold: str = ""
 
 
 @attrs.frozen(kw_only=True)

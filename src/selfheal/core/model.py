@@ -472,7 +472,7 @@ class Evidence:
 
 @attrs.frozen(kw_only=True)
 class Hold:
-    """Why nothing happens: until when at the latest, what else wakes us (`wake`), and whose check would tell (`ask`)."""
+    """Why nothing happens, until when at most, what else wakes us (`wake`), and whose check would tell (`ask`)."""
 
     reason: str
     detail: str = ""

@@ -249,8 +249,8 @@ UPCASTS: Final[Mapping[tuple[str, int], Upcast]] = {}
 #
 # Structure comes from the annotations, so a field added with a default needs no code here and reads old data as its
 # default. The classes a person writes (`WHOLE`) are stored with every field, because their defaults are advice that a
-# later release may change, and an old record must go on meaning what it meant. Floats keep their exact value (JSON's shortest repr round-trips); the infinities, which JSON lacks, are
-# the strings "inf" and "-inf".
+# later release may change, and an old record must go on meaning what it meant. Floats keep their exact value (JSON's
+# shortest repr round-trips); the infinities, which JSON lacks, are the strings "inf" and "-inf".
 
 
 WHOLE: Final = frozenset({Fleet, Policy, Step, Dependency, Backoff, Budget, Window, Canary, Limits})
@@ -290,7 +290,7 @@ def _defaults(cls: type[Any]) -> tuple[tuple[str, Any], ...]:
         if default is attrs.NOTHING or cls in WHOLE:
             default = missing
         elif isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-            default = default.factory()  # type: ignore[union-attr]
+            default = default.factory()
         out.append((field.name, default))
     return tuple(out)
 
@@ -301,7 +301,7 @@ def decode(cls: type[T], data: Any) -> T:
     Raises `ValueError` when `data` does not have that shape; the message names the path.
     """
     try:
-        return typing.cast(T, _reader(cls)(data))
+        return typing.cast(T, _reader(typing.cast(Any, cls))(data))
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise ValueError(f"not a stored {getattr(cls, '__name__', cls)}: {problem}") from problem
 
