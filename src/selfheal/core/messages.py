@@ -113,7 +113,8 @@ class WindowChanged:
 
     at: float
     window: str
-    services: tuple[str, ...]
+    services: tuple[str, ...] = ()
+    everything: bool = False
     active: bool
     until: float
 

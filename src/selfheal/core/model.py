@@ -477,7 +477,7 @@ class Hold:
     reason: str
     detail: str = ""
     until: float = inf
-    wake: str = ""
+    wake: tuple[str, ...] = ()
     ask: tuple[str, ...] = ()
 
 

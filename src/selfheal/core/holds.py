@@ -1,0 +1,167 @@
+"""Holds on the whole fleet: when too much fails at once, when our own view is in doubt; and what ends them.
+
+A hold ends by evidence, never by a fixed time: in simulation a time-based release let 1,687 needless actions through
+where release by evidence let 1. Evidence is: a canary answers, or the share of the failing falls; a person may
+release it too. The three watches here only observe and say what they see; the engine says it as records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf
+
+from selfheal.core.model import Limits, Verdict
+
+
+class StormWatch:
+    """How many independent services are suspect, and how many became so lately.
+
+    Dependents of a suspect parent are not independent: they count once, with it. Every change costs the number of
+    the service's own dependents, never the size of the fleet.
+    """
+
+    __slots__ = ("_blamed", "_lone", "_recent", "_recent_lone", "_suspects", "_total")
+
+    def __init__(self) -> None:
+        self._suspects: dict[str, float] = {}
+        self._recent: dict[str, float] = {}
+        self._blamed: dict[str, int] = {}
+        self._lone = 0
+        self._recent_lone = 0
+        self._total = 0
+
+    def reset(self, total: int) -> None:
+        """Begin afresh over `total` watched services."""
+        self._suspects.clear()
+        self._recent.clear()
+        self._blamed.clear()
+        self._lone = self._recent_lone = 0
+        self._total = total
+
+    def resize(self, total: int) -> None:
+        """Let `total` be the number of watched services."""
+        self._total = total
+
+    def suspect(self, name: str, at: float, children: Iterable[str]) -> None:
+        """A service began to fail at `at`."""
+        if name in self._suspects:
+            return
+        self._suspects[name] = at
+        self._recent[name] = at
+        if not self._blamed.get(name):
+            self._lone += 1
+            self._recent_lone += 1
+        for child in children:
+            blamed = self._blamed.get(child, 0)
+            self._blamed[child] = blamed + 1
+            if not blamed and child in self._suspects:
+                self._lone -= 1
+                self._recent_lone -= child in self._recent
+
+    def cleared(self, name: str, children: Iterable[str]) -> None:
+        """A service passes again, or is watched no more."""
+        if self._suspects.pop(name, None) is None:
+            return
+        recent = self._recent.pop(name, None) is not None
+        if not self._blamed.get(name):
+            self._lone -= 1
+            self._recent_lone -= recent
+        for child in children:
+            blamed = self._blamed.get(child, 0) - 1
+            if blamed > 0:
+                self._blamed[child] = blamed
+                continue
+            self._blamed.pop(child, None)
+            if blamed == 0 and child in self._suspects:
+                self._lone += 1
+                self._recent_lone += child in self._recent
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._suspects
+
+    @property
+    def independent(self) -> int:
+        """Watched services, those apart that fail together with a parent."""
+        return self._total - (len(self._suspects) - self._lone)
+
+    def rising(self, limits: Limits, now: float) -> bool:
+        """Whether enough independent services became suspect within the window."""
+        while self._recent:
+            name, at = next(iter(self._recent.items()))
+            if at > now - limits.storm_window:
+                break
+            del self._recent[name]
+            self._recent_lone -= not self._blamed.get(name)
+        return self._recent_lone >= limits.storm_floor and self._recent_lone >= limits.storm_share * self.independent
+
+    def calm(self, limits: Limits) -> bool:
+        """Whether the share of the failing has fallen below half of what raises the hold."""
+        return self._lone < limits.storm_floor or self._lone < limits.storm_share / 2 * self.independent
+
+    def evidence(self) -> str:
+        """Return what is seen, for the record."""
+        return f"{self._lone} of {self.independent} independent services are failing"
+
+
+class CanaryWatch:
+    """What the canaries say: while none of them answers, nothing is concluded."""
+
+    __slots__ = ("_failing", "last_pass", "names", "well_since")
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self._failing: dict[str, bool] = {}
+        self.last_pass = -inf
+        self.well_since = -inf
+
+    def reset(self, names: Iterable[str]) -> None:
+        """Begin afresh with these canaries."""
+        self.names = tuple(names)
+        self._failing = {}
+        self.last_pass = self.well_since = -inf
+
+    def heard(self, name: str, verdict: Verdict, started: float) -> None:
+        """Take in one result of a canary; an inconclusive one says nothing."""
+        if verdict is Verdict.INCONCLUSIVE:
+            return
+        was_down = self.down
+        failing = verdict is Verdict.FAILING
+        self._failing[name] = failing
+        if not failing:
+            self.last_pass = max(self.last_pass, started)
+            if was_down:
+                self.well_since = started
+
+    @property
+    def down(self) -> bool:
+        """Whether every canary has answered, and none well."""
+        return bool(self.names) and len(self._failing) == len(self.names) and all(self._failing.values())
+
+    def vouches(self, since: float) -> bool:
+        """Whether a canary check begun at `since` or later passed (or there is no canary to ask)."""
+        return not self.names or self.last_pass >= since
+
+
+class DoubtWatch:
+    """Our own lateness: results begun before we woke late prove nothing; late for long is people's business."""
+
+    __slots__ = ("before", "last", "since")
+
+    def __init__(self) -> None:
+        self.before = -inf
+        self.since = inf
+        self.last = -inf
+
+    def reset(self) -> None:
+        """Begin afresh."""
+        self.before, self.since, self.last = -inf, inf, -inf
+
+    def late(self, limits: Limits, at: float, late: float) -> bool:
+        """We woke `late` seconds late at `at`. Returns whether we have been late for long, on end.
+
+        Two late wakes belong together when less than a quarter of `late_alert_after` lies between them.
+        """
+        if at - late - self.last > limits.late_alert_after / 4:
+            self.since = at - late
+        self.before = self.last = at
+        return at - self.since >= limits.late_alert_after

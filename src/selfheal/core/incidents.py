@@ -1,0 +1,75 @@
+"""Incidents: one number for one outage, whatever it drags down with it.
+
+A failing child of a parent that is down is folded into the parent's incident. When the child was seen first, its own
+incident is merged into the parent's as soon as that opens. A relapse within probation opens the same incident again.
+An incident closes when its last member is well, disabled or gone.
+
+The functions yield records one by one; the caller applies each before asking for the next, so that a generator sees
+its own effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+
+from selfheal.core.ledger import Ledger, hard
+from selfheal.core.model import Condition, Incident, Policy, State
+from selfheal.core.records import IncidentClosed, IncidentMerged, IncidentOpened, Moved, Record
+
+
+def belongs_to(ledger: Ledger, policy: Policy, condition: Condition, now: float) -> tuple[int, bool, bool]:
+    """Return the incident a failure at `now` belongs to: its number, whether to open it, whether it is a relapse."""
+    last = condition.last_incident
+    relapse = last is not None and now <= condition.probation_until
+    for dependency in hard(policy):
+        for parent in dependency.services:
+            above = ledger.conditions.get(parent)
+            if above is not None and above.incident is not None and above.state in (State.FAILED, State.RECOVERING):
+                return above.incident, False, above.incident == last
+    if relapse:
+        assert last is not None
+        return last, last not in ledger.incidents, True
+    return ledger.last_incident + 1, True, False
+
+
+def opened(ledger: Ledger, name: str, number: int, now: float, correlation: str, *, relapse: bool) -> Record:
+    """Return the record that opens an incident, or opens it again."""
+    incident = Incident(number=number, root=name, since=now, correlation=correlation, reopened=int(relapse))
+    return IncidentOpened(at=now, service=name, incident=incident)
+
+
+def merged(ledger: Ledger, parent: str, into: int, now: float) -> Iterator[Record]:
+    """Yield the records that fold the incidents of `parent`'s dependents into `into`."""
+    for number in _below(ledger, parent, into):
+        for name in tuple(ledger.members.get(number, ())):
+            condition = ledger.conditions[name]
+            after = attrs.evolve(condition, incident=into)
+            yield Moved(at=now, service=name, before=condition, after=after, because=f"its parent {parent} is down")
+        yield IncidentMerged(at=now, service=ledger.incidents[number].root, incident=number, into=into)
+
+
+def _below(ledger: Ledger, parent: str, into: int) -> list[int]:
+    """The open incidents that began with a dependent of `parent`, however far below."""
+    found: dict[int, None] = {}
+    seen = {parent: None}
+    todo = [parent]
+    while todo:
+        for child in ledger.children.get(todo.pop(), ()):
+            if child in seen:
+                continue
+            seen[child] = None
+            todo.append(child)
+            number = ledger.conditions[child].incident
+            if number is not None and number != into and ledger.root_of(number) == child:
+                found[number] = None
+    return list(found)
+
+
+def left(ledger: Ledger, name: str, number: int | None, now: float, because: str) -> Iterator[Record]:
+    """Yield the record that closes incident `number` when `name` was its last member."""
+    if number is None or number not in ledger.incidents or ledger.members.get(number):
+        return
+    since = ledger.incidents[number].since
+    yield IncidentClosed(at=now, service=name, incident=number, because=because, duration=now - since)

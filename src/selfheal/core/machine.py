@@ -1,0 +1,303 @@
+"""One service: its legal moves, its ladder, and what its condition is after each turn of a recovery.
+
+The law of this file
+====================
+
+A service is a small machine. *Results* move it along the upper half (UNKNOWN, HEALTHY, DEGRADED, UNHEALTHY), *belief*
+moves it down (FAILED), *action* across (RECOVERING), and *health*, always, back up. `TRANSITIONS` is the whole of it;
+a move that is not in the table is a bug and raises. Whoever knows circuit breakers knows this one: closed until
+FAILED, open while `backoff` lasts, half-open in RECOVERING.
+
+Two rules explain the rest.
+
+1. **Success is what later checks say.** An action's own word counts for nothing: whatever it returned, the service is
+   RECOVERING until enough checks pass, or enough fail that began after it had time to settle.
+2. **Giving up is never a dead end.** FAILED with the reason `escalated` is still checked; health clears it, a person
+   may force it, and (unless turned off) one slow retry is made from time to time.
+
+An *attempt* is one climb of the ladder: its steps in order, each preceded by a fresh check, each followed by
+verification. It is counted when it begins. Its clock (`recovery_timeout`) runs from its first intent and stands still
+while the next step is held. The *level* is the exponent of the backoff: it grows with every attempt, outlives the
+incident, and is forgotten after a long enough run of health. Nothing of this is spent while the service is held.
+
+The functions below are pure: a policy, a condition and an instant in, the condition afterwards out. Whoever calls
+them says it as a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+from typing import Any, Final
+
+import attrs
+
+from selfheal.core import backoff
+from selfheal.core.detector import GONE
+from selfheal.core.model import MANUAL, NEVER_RESTART, Condition, Effect, Evidence, Forced, Policy, State, Step
+
+TRANSITIONS: Final[Mapping[State, Mapping[State, str]]] = {
+    State.UNKNOWN: {
+        State.HEALTHY: "the first check passes",
+        State.DEGRADED: "the first check warns",
+        State.UNHEALTHY: "the first check fails",
+        State.FAILED: "its end was heard and a check fails, or a person forces a recovery",
+        State.DISABLED: "switched off",
+    },
+    State.HEALTHY: {
+        State.DEGRADED: "a warning, too slow, or unsteady",
+        State.UNHEALTHY: "a check fails",
+        State.FAILED: "its end was heard and a check fails",
+        State.UNKNOWN: "a person asks to look afresh",
+        State.DISABLED: "switched off",
+    },
+    State.DEGRADED: {
+        State.HEALTHY: "passing and steady again",
+        State.UNHEALTHY: "a check fails",
+        State.FAILED: "the failure is confirmed, or a person forces a recovery",
+        State.UNKNOWN: "a person asks to look afresh",
+        State.DISABLED: "switched off",
+    },
+    State.UNHEALTHY: {
+        State.HEALTHY: "a check passes",
+        State.DEGRADED: "a check passes, but not well",
+        State.FAILED: "the failure is confirmed, or a person forces a recovery",
+        State.UNKNOWN: "a person asks to look afresh",
+        State.DISABLED: "switched off",
+    },
+    State.FAILED: {
+        State.RECOVERING: "no guard holds and a fresh check fails: a step begins",
+        State.HEALTHY: "enough checks pass: it healed by itself",
+        State.DEGRADED: "enough checks pass, but not well",
+        State.UNKNOWN: "a person asks to look afresh",
+        State.DISABLED: "switched off",
+    },
+    State.RECOVERING: {
+        State.HEALTHY: "enough checks pass: recovered",
+        State.DEGRADED: "enough checks pass, but not well",
+        State.FAILED: "the step did not help, or never started",
+        State.UNKNOWN: "a person asks to look afresh",
+        State.DISABLED: "switched off",
+    },
+    State.DISABLED: {
+        State.UNKNOWN: "switched on: checked at once",
+    },
+}
+"""Every legal move, and what makes it. The diagram in the docs is printed from this table."""
+
+
+def moved(condition: Condition, now: float, **changes: Any) -> Condition:
+    """Return `condition` with `changes`; entering another state stamps `since` and clears reason and detail.
+
+    Raises `AssertionError` for a move that is not in `TRANSITIONS`.
+    """
+    state = changes.get("state", condition.state)
+    if state is not condition.state:
+        assert state in TRANSITIONS[condition.state], f"{condition.state} -> {state} is no legal move"
+        changes = {"reason": "", "detail": "", "since": now, **changes}
+    return attrs.evolve(condition, **changes)
+
+
+# -- the ladder -----------------------------------------------------------------------------------------------------
+
+
+def suitable(policy: Policy, step: Step, condition: Condition, evidence: Evidence) -> bool:
+    """Whether a step fits this failure: its cause, the attempt, and whether there is anything to reconnect to."""
+    attempt = condition.attempt if condition.in_attempt else condition.attempt + 1
+    if attempt < step.from_attempt:
+        return False
+    if step.only_for and evidence.cause not in step.only_for:
+        return False
+    gone = policy.has_workload and evidence.instance is not None and evidence.instance.run in GONE
+    return not (step.needs_running and gone)
+
+
+def allowed(step: Step, evidence: Evidence) -> bool:
+    """Whether the cause lets this step be taken: what is wrong with a password or a setting no restart cures."""
+    return evidence.cause not in NEVER_RESTART or step.effect is Effect.GENTLE or step.action == MANUAL
+
+
+def next_step(policy: Policy, condition: Condition, evidence: Evidence) -> int | None:
+    """Return the index of the next step that fits and is allowed; None when the ladder has none left."""
+    for index in range(condition.cursor, len(policy.steps)):
+        step = policy.steps[index]
+        if suitable(policy, step, condition, evidence) and allowed(step, evidence):
+            return index
+    return None
+
+
+# -- the turns of a recovery ----------------------------------------------------------------------------------------
+
+
+def failed(
+    policy: Policy, condition: Condition, now: float, *, incident: int, fresh: bool, opens: bool, cause: Any, wait: float, level: int
+) -> Condition:
+    """The failure is believed. `fresh` begins a new count of attempts, in an incident that `opens` now or not."""
+    kept = max([budget.limit for budget in policy.flapping], default=0)
+    times = (*condition.confirmed, now)[-kept:] if kept else ()
+    # A fresh count in an incident it may have been part of before must not repeat the keys of then.
+    changes: dict[str, Any] = {"attempt": 0, "reissues": condition.reissues + (not opens)} if fresh else {}
+    return moved(
+        condition,
+        now,
+        state=State.FAILED,
+        incident=incident,
+        cause=cause,
+        in_attempt=False,
+        cursor=0,
+        acting_since=None,
+        acted_for=0.0,
+        asked_at=None,
+        approved=None,
+        not_before=now + wait if wait else 0.0,
+        level=level,
+        well_since=inf,
+        confirmed=times,
+        **changes,
+    )
+
+
+def level_now(policy: Policy, condition: Condition, now: float) -> int:
+    """Return the backoff level a failure at `now` finds: 0 after a long enough run of health."""
+    return 0 if now - condition.well_since >= policy.backoff.forget_after else condition.level
+
+
+def wait(policy: Policy, seed: int, incident: int, attempt: int, level: int) -> float:
+    """Return the backoff in seconds: a pure function of (seed, service, incident, attempt), whoever asks."""
+    draw = backoff.mix(backoff.seed_of(seed, policy.name), incident * 1_000_003 + attempt)
+    return backoff.delay(policy.backoff, level, draw)
+
+
+def begins(condition: Condition, now: float, step: int) -> Condition:
+    """A step begins: its attempt is counted with its first step, and the attempt's clock runs."""
+    first = not condition.in_attempt
+    return moved(
+        condition,
+        now,
+        state=State.RECOVERING,
+        generation=condition.generation + 1,
+        attempt=condition.attempt + first,
+        level=condition.level + first,
+        in_attempt=True,
+        cursor=step,
+        acting_since=now if condition.acting_since is None else condition.acting_since,
+        asked_at=None,
+        approved=None,
+    )
+
+
+def verifying(policy: Policy, condition: Condition, now: float) -> Condition:
+    """The action has ended: let it settle, then judge. Results of checks from before it count for nothing."""
+    settling = policy.steps[condition.cursor].settling if condition.cursor < len(policy.steps) else 0.0
+    return moved(condition, now, generation=condition.generation + 1, settle_until=now + settling)
+
+
+def given_back(condition: Condition, now: float, began: float) -> Condition:
+    """The action never started (law 9): the attempt that began with it was none."""
+    first = condition.acting_since == began and not condition.acted_for
+    return moved(
+        condition,
+        now,
+        state=State.FAILED,
+        generation=condition.generation + 1,
+        attempt=condition.attempt - first,
+        level=condition.level - first,
+        in_attempt=not first,
+        acting_since=None if first else condition.acting_since,
+        reissues=condition.reissues + 1,
+    )
+
+
+def next_rung(condition: Condition, now: float) -> Condition:
+    """The step did not help, or is passed over: the one after it is next."""
+    state = {} if condition.state is State.FAILED else {"state": State.FAILED}
+    return moved(condition, now, cursor=condition.cursor + 1, asked_at=None, approved=None, **state)
+
+
+def attempt_over(policy: Policy, condition: Condition, now: float, seed: int) -> Condition:
+    """The ladder or its time is at an end: wait longer than the last time, or escalate to people."""
+    assert condition.incident is not None
+    if condition.attempt < policy.max_retries:
+        pause = wait(policy, seed, condition.incident, condition.attempt, condition.level)
+    else:
+        pause = policy.slow_retry if policy.slow_retry is not None else inf
+    state = {} if condition.state is State.FAILED else {"state": State.FAILED}
+    return moved(
+        condition,
+        now,
+        in_attempt=False,
+        cursor=0,
+        acting_since=None,
+        acted_for=0.0,
+        asked_at=None,
+        approved=None,
+        forced=None,
+        not_before=now + pause,
+        **state,
+    )
+
+
+def clock_stopped(condition: Condition, now: float) -> dict[str, Any]:
+    """Return the changes that stop the attempt's clock; none when it stands."""
+    if condition.acting_since is None:
+        return {}
+    return {"acting_since": None, "acted_for": condition.acted_for + (now - condition.acting_since)}
+
+
+def well(policy: Policy, condition: Condition, now: float, state: State, reason: str) -> Condition:
+    """Health clears everything but the memory that a relapse needs."""
+    return moved(
+        condition,
+        now,
+        state=state,
+        reason=reason,
+        incident=None,
+        correlation="",
+        cause=None,
+        in_attempt=False,
+        cursor=0,
+        acting_since=None,
+        acted_for=0.0,
+        settle_until=0.0,
+        asked_at=None,
+        approved=None,
+        forced=None,
+        not_before=0.0,
+        well_since=now,
+        probation_until=now + policy.probation,
+        last_incident=condition.incident if condition.incident is not None else condition.last_incident,
+    )
+
+
+def afresh(condition: Condition, now: float, state: State, **changes: Any) -> Condition:
+    """Forget what is believed of a service, not what it has spent or how often it was confirmed down."""
+    return moved(
+        condition,
+        now,
+        state=state,
+        generation=condition.generation + 1,
+        incident=None,
+        correlation="",
+        cause=None,
+        attempt=0,
+        in_attempt=False,
+        cursor=0,
+        acting_since=None,
+        acted_for=0.0,
+        settle_until=0.0,
+        reissues=condition.reissues + 1,
+        asked_at=None,
+        approved=None,
+        forced=None,
+        not_before=0.0,
+        level=0,
+        well_since=inf,
+        probation_until=0.0,
+        last_incident=None,
+        **changes,
+    )
+
+
+def forced(condition: Condition, now: float, by: Forced) -> Condition:
+    """A person wants it recovered: from FAILED as it is, else believed on their word."""
+    return moved(condition, now, forced=by)

@@ -1,0 +1,400 @@
+"""Belief and action: from a confirmed failure over the guards to a step, through its verification, back to health."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf
+from typing import Any, Final
+
+import attrs
+
+from selfheal.core import alerts, detector, incidents, machine
+from selfheal.core.desk import Desk, Watch
+from selfheal.core.guards import GUARDS, SLOT, Guard, Sight, answer, walk
+from selfheal.core.ledger import alert_key
+from selfheal.core.lookout import Lookout
+from selfheal.core.messages import (
+    ActionFinished,
+    CancelAction,
+    RunAction,
+)
+from selfheal.core.model import (
+    CANARY_PREFIX,
+    MANUAL,
+    Condition,
+    Effect,
+    Evidence,
+    Hold,
+    Instance,
+    Policy,
+    Purpose,
+    Run,
+    Settled,
+    State,
+    Verdict,
+)
+from selfheal.core.records import (
+    Ended,
+    Intended,
+    Moved,
+    Record,
+)
+
+RELEASE_APART: Final = 0.2
+"""Seconds between the checks of two dependents when their parent has come back."""
+
+
+class Repair:
+    """Takes services that are down back up: one step at a time, each with every guard's leave."""
+
+    guards: tuple[Guard, ...] = GUARDS
+
+    def __init__(self, desk: Desk, lookout: Lookout) -> None:
+        self.desk = desk
+        self.lookout = lookout
+
+    def confirm(self, watch: Watch, condition: Condition) -> None:
+        """The failure has count and span. With canaries, one must have answered since it began (law 18)."""
+        if not self.lookout.canaries.vouches(watch.evidence.failing_since):
+            watch.withheld = True
+            self.desk.waiting.add("canary", watch.rank)
+            for canary in self.lookout.canaries.names:
+                self.desk.want(CANARY_PREFIX + canary, Purpose.ROUTINE)
+            if condition.state is not State.UNHEALTHY:
+                after = machine.moved(condition, self.desk.now, state=State.UNHEALTHY, cause=watch.evidence.cause)
+                self.desk.move(watch.name, after, "confirmed by count; a canary is asked")
+            return
+        self.believe(watch.name, "confirmed")
+
+    def believe(self, name: str, because: str, actor: str = "") -> None:
+        """Let a service be FAILED: find its incident, keep or begin its attempts, set its backoff."""
+        watch = self.desk.watches[name]
+        policy, e = watch.policy, watch.evidence
+        assert policy is not None
+        condition = self.desk.ledger.conditions[name]
+        number, opens, relapse = incidents.belongs_to(self.desk.ledger, policy, condition, self.desk.now)
+        correlation = condition.correlation or f"{name}@{min(e.failing_since, self.desk.now):.3f}"
+        if opens:
+            self.desk.say(incidents.opened(self.desk.ledger, name, number, self.desk.now, correlation, relapse=relapse))
+        level = machine.level_now(policy, condition, self.desk.now)
+        attempt = condition.attempt if relapse else 0
+        if relapse and attempt >= policy.max_retries:
+            wait = policy.slow_retry if policy.slow_retry is not None else inf
+        else:
+            wait = machine.wait(policy, self.desk.ledger.fleet.seed, number, attempt, level)
+        after = machine.failed(
+            policy,
+            attrs.evolve(condition, correlation=correlation),
+            self.desk.now,
+            incident=number,
+            fresh=not relapse,
+            opens=opens,
+            cause=e.cause,
+            wait=wait,
+            level=level,
+        )
+        e.unconfirmed = False
+        self.desk.move(name, after, f"{because}: {e.summary}" if e.summary else because, actor)
+        self.desk.say_all(self._touching(incidents.merged(self.desk.ledger, name, number, self.desk.now)))
+        self.desk.ready(name)
+
+    def _touching(self, records: Iterator[Record]) -> Iterator[Record]:
+        for record in records:
+            if isinstance(record, Moved):
+                self.desk.touched[record.service] = None
+            yield record
+
+    def well(self, watch: Watch, condition: Condition) -> None:
+        """Enough checks pass: recovered, or healed by itself."""
+        name, policy, e = watch.name, watch.policy, watch.evidence
+        assert policy is not None
+        e.score, e.suspect_since = 0, inf
+        e.slow = 0
+        reason = "warning" if e.last_verdict is Verdict.WARNING else ""
+        state = State.DEGRADED if reason else State.HEALTHY
+        because = "verified" if condition.state is State.RECOVERING else "healed by itself"
+        self.desk.reserved.pop(name, None)
+        self.desk.agenda.cancel(("attempt", name))
+        self.desk.agenda.cancel(("act", name))
+        self.desk.move(name, machine.well(policy, condition, self.desk.now, state, reason), because)
+        self.desk.say_all(incidents.left(self.desk.ledger, name, condition.incident, self.desk.now, because))
+        self.desk.wake(SLOT)
+        self.release_dependents(name)
+
+    def release_dependents(self, name: str) -> None:
+        """A parent has come back: its dependents are checked at once, and get their grace before anything is done."""
+        children = [w for c in self.desk.ledger.children.get(name, ()) if (w := self.desk.watches.get(c)) is not None]
+        children.sort(key=lambda w: w.rank)
+        for place, watch in enumerate(children):
+            condition, policy = self.desk.ledger.conditions[watch.name], watch.policy
+            assert policy is not None
+            if condition.state is State.FAILED:
+                if condition.attempt < policy.max_retries and not condition.in_attempt:
+                    after = machine.moved(condition, self.desk.now, not_before=self.desk.now + policy.dependent_grace)
+                    self.desk.move(watch.name, after, f"{name} is back")
+                self.desk.ready(watch.name)
+            elif condition.state is State.UNHEALTHY:
+                # What it failed while its parent was away was not its own failure.
+                e = watch.evidence
+                e.failures, e.failing_since, e.history = 0, inf, 0
+            else:
+                continue
+            if watch.flight is None:
+                self.desk.agenda.set(
+                    watch.key, min(self.desk.agenda.due(watch.key), self.desk.now + place * RELEASE_APART)
+                )
+            else:
+                watch.wanted = watch.wanted or Purpose.PARENT
+
+    def sight(self, policy: Policy) -> Sight:
+        name = policy.name
+        watch = self.desk.watches.get(name)
+        return Sight(
+            now=self.desk.now,
+            name=name,
+            policy=policy,
+            condition=self.desk.ledger.conditions[name],
+            evidence=watch.evidence if watch is not None else Evidence(),
+            ledger=self.desk.ledger,
+            evidence_of=self.desk.evidence_of,
+            reserved=self.desk.reserved,
+            trusted_since=self.lookout.trusted_since,
+        )
+
+    def attempt(self, name: str, *, fresh: bool = False) -> None:
+        """Walk the guards of a service that is down. Say what holds it; else look afresh; else act."""
+        watch = self.desk.watches.get(name)
+        if watch is None or watch.policy is None:
+            return
+        if self.desk.ledger.conditions[name].state is State.UNHEALTHY and watch.withheld:
+            self._reconsider(watch)
+            return
+        if self.desk.ledger.conditions[name].state is not State.FAILED or self.desk.ledger.acting(name) is not None:
+            return
+        if self._skip_unanswered(watch):
+            return
+        sight = self.sight(watch.policy)
+        said = []
+        for guard, hold in walk(self.guards, sight):
+            said.append(answer(guard, hold, sight.condition))
+            if hold is not None:
+                self.desk.reserved.pop(name, None)
+                self._held(watch, hold)
+                return
+        if sight.step is None:
+            return
+        if not fresh:
+            self.desk.reserved[name] = None
+            self.desk.agenda.cancel(("act", name))
+            self.desk.want(name, Purpose.BEFORE_STEP)
+            return
+        self._act(watch, sight, tuple(said))
+
+    def _reconsider(self, watch: Watch) -> None:
+        """A canary has been heard since a failure was confirmed by count."""
+        watch.withheld = False
+        condition = self.desk.ledger.conditions[watch.name]
+        assert watch.policy is not None
+        if not self.lookout.canaries.down and detector.confirmed(watch.policy, watch.evidence, self.desk.now):
+            self.confirm(watch, condition)
+
+    def _skip_unanswered(self, watch: Watch) -> bool:
+        """A step nobody approved in time is passed over; returns whether the ladder ended with it."""
+        condition, policy = self.desk.ledger.conditions[watch.name], watch.policy
+        assert policy is not None
+        index = machine.next_step(policy, condition, watch.evidence)
+        if condition.asked_at is None or index is None or policy.steps[index].action == MANUAL:
+            return False
+        if self.desk.now < condition.asked_at + policy.approval_timeout:
+            return False
+        self.pass_over(watch.name, "nobody approved it in time")
+        return True
+
+    def pass_over(self, name: str, because: str, actor: str = "") -> None:
+        """Pass over the step that waits for a person: the next one is due, or the attempt is over."""
+        policy, condition = self.desk.ledger.policies[name], self.desk.ledger.conditions[name]
+        index = machine.next_step(policy, condition, self.desk.evidence_of(name))
+        at = attrs.evolve(condition, cursor=index if index is not None else condition.cursor)
+        after = machine.next_rung(at, self.desk.now)
+        if machine.next_step(policy, after, self.desk.evidence_of(name)) is not None:
+            self.desk.move(name, after, because, actor)
+            self.desk.ready(name)
+        else:
+            begun = after if condition.in_attempt else attrs.evolve(after, attempt=condition.attempt + 1)
+            self._attempt_over(name, begun, because, actor)
+
+    def _held(self, watch: Watch, hold: Hold) -> None:
+        name = watch.name
+        condition = self.desk.ledger.conditions[name]
+        changes: dict[str, Any] = {}
+        if condition.reason != hold.reason:
+            changes = {"reason": hold.reason, "detail": hold.detail}
+        if hold.reason == "held:approval" and condition.asked_at is None:
+            changes["asked_at"] = self.desk.now
+        changes |= machine.clock_stopped(condition, self.desk.now)
+        if changes:
+            self.desk.agenda.cancel(("attempt", name))
+            self.desk.move(name, machine.moved(condition, self.desk.now, **changes), "held")
+        for key in hold.wake:
+            self.desk.waiting.add(key, watch.rank)
+        self.desk.agenda.set(("act", name), hold.until)
+        for asked in hold.ask:
+            self.desk.want(asked, Purpose.PARENT)
+
+    def _act(self, watch: Watch, sight: Sight, said: tuple[Any, ...]) -> None:
+        name, policy, condition = watch.name, sight.policy, sight.condition
+        index, step = sight.index, policy.steps[sight.index]
+        assert condition.incident is not None
+        after = machine.begins(condition, self.desk.now, index)
+        key = f"{condition.incident}/{name}/{after.attempt}/{index}"
+        if after.reissues:
+            key += f".{after.reissues}"
+        instance = watch.evidence.instance
+        expected = instance.id if instance is not None else None
+        forced = condition.forced
+        self.desk.reserved.pop(name, None)
+        self.desk.say(
+            Intended(
+                at=self.desk.now,
+                intent=key,
+                service=name,
+                incident=condition.incident,
+                attempt=after.attempt,
+                step=index,
+                action=step.action,
+                expected=expected,
+                guards=said,
+                spends=forced is None and step.effect is not Effect.GENTLE,
+                timeout=step.timeout,
+                actor=forced.actor if forced is not None else "",
+                correlation=condition.correlation,
+            )
+        )
+        self.desk.move(name, after, step.action, forced.actor if forced is not None else "")
+        watch.flight = watch.wanted = None
+        self.desk.agenda.cancel(watch.key)
+        self.desk.agenda.cancel(("act", name))
+        self.run_clock(name, after)
+        self.desk.commands.append(
+            RunAction(intent=key, service=name, step=index, expected=expected, timeout=step.timeout)
+        )
+
+    def run_clock(self, name: str, condition: Condition) -> None:
+        policy = self.desk.ledger.policies[name]
+        if condition.acting_since is not None:
+            due = condition.acting_since + policy.recovery_timeout - condition.acted_for
+            self.desk.agenda.set(("attempt", name), due)
+
+    def acted(self, event: ActionFinished) -> None:
+        intended = self.desk.ledger.intents.get(event.intent)
+        if intended is None:
+            return
+        key = ("settle", event.intent)
+        if (
+            event.settled is Settled.IN_DOUBT
+            and self.desk.agenda.due(key) > self.desk.now
+            and self.desk.agenda.due(key) < inf
+        ):
+            return  # it may still run: it occupies its service until its own time is over
+        self.desk.agenda.cancel(key)
+        self._end(intended, event.settled, event.detail)
+
+    def orphan(self, intent: str) -> None:
+        intended = self.desk.ledger.intents.get(intent)
+        if intended is not None:
+            self._end(intended, Settled.IN_DOUBT, "its manager died and nobody can tell whether it happened")
+
+    def _end(self, intended: Intended, settled: Settled, detail: str) -> None:
+        name = intended.service
+        refunded = settled in (Settled.SUPERSEDED, Settled.NOT_STARTED)
+        self.desk.say(
+            Ended(
+                at=self.desk.now,
+                intent=intended.intent,
+                service=name,
+                settled=settled,
+                detail=detail,
+                duration=self.desk.now - intended.at,
+                refunded=refunded,
+            )
+        )
+        self.desk.wake(SLOT)
+        watch = self.desk.watches.get(name)
+        if watch is None or watch.policy is None:
+            return
+        condition = self.desk.ledger.conditions[name]
+        if condition.state is not State.RECOVERING:
+            if self.desk.checkable(name):
+                self.desk.want(name, Purpose.ROUTINE)
+            return
+        if settled is Settled.IN_DOUBT and alert_key(name, "in_doubt") not in self.desk.ledger.alerts:
+            severity = alerts.SERVICE_RULES["in_doubt"]
+            text = f"{intended.action}: {detail}"
+            self.desk.say(
+                alerts.new(
+                    self.desk.ledger, name, "in_doubt", severity, text, self.desk.now, incident=condition.incident
+                )
+            )
+        if refunded:
+            self._give_back(watch, condition, intended, settled, detail)
+        else:
+            self._verify(watch, condition, settled, detail)
+
+    def _give_back(self, watch: Watch, condition: Condition, intended: Intended, settled: Settled, detail: str) -> None:
+        after = machine.given_back(condition, self.desk.now, intended.at)
+        if after.acting_since is None:
+            self.desk.agenda.cancel(("attempt", watch.name))
+        e = watch.evidence
+        if settled is Settled.SUPERSEDED:
+            e.failures, e.failing_since, e.history, e.unconfirmed = 0, inf, 0, True
+        elif watch.policy is not None and watch.policy.has_workload:
+            e.instance = Instance(id=intended.expected or "", run=Run.UNKNOWN, detail=detail)
+        self.desk.move(watch.name, after, f"{intended.action} {settled.value}: {detail}" if detail else settled.value)
+        watch.flight = watch.wanted = None
+        self.desk.ready(watch.name)
+        self.desk.schedule(watch, watch.policy.recheck if watch.policy is not None else None)
+
+    def _verify(self, watch: Watch, condition: Condition, settled: Settled, detail: str) -> None:
+        """Whatever the action says of itself: later checks decide (law 8)."""
+        name, policy = watch.name, watch.policy
+        assert policy is not None
+        self.desk.forget_observations(watch)
+        after = machine.verifying(policy, condition, self.desk.now)
+        self.desk.move(name, after, f"{settled.value}: {detail}" if detail else settled.value)
+        due = self.desk.agenda.due(("attempt", name))
+        if due == inf:
+            self._attempt_over(name, after, "its time was over")
+            return
+        self.desk.agenda.set(watch.key, after.settle_until)
+
+    def step_failed(self, name: str, because: str) -> None:
+        policy, condition = self.desk.ledger.policies[name], self.desk.ledger.conditions[name]
+        after = machine.next_rung(condition, self.desk.now)
+        if machine.next_step(policy, after, self.desk.evidence_of(name)) is None:
+            self._attempt_over(name, condition, because)
+            return
+        self.desk.move(name, after, because)
+        self.desk.ready(name)
+
+    def _attempt_over(self, name: str, condition: Condition, because: str, actor: str = "") -> None:
+        policy = self.desk.ledger.policies[name]
+        self.desk.agenda.cancel(("attempt", name))
+        self.desk.reserved.pop(name, None)
+        self.desk.move(
+            name, machine.attempt_over(policy, condition, self.desk.now, self.desk.ledger.fleet.seed), because, actor
+        )
+        self.desk.wake(SLOT)
+        self.desk.ready(name)
+        watch = self.desk.watches[name]
+        if watch.flight is None and self.desk.agenda.due(watch.key) == inf:
+            self.desk.schedule(watch, policy.recheck)
+
+    def out_of_time(self, name: str) -> None:
+        """`recovery_timeout` is over: end the action that runs; else the attempt."""
+        intended = self.desk.ledger.acting(name)
+        if intended is not None:
+            self.desk.commands.append(CancelAction(intent=intended.intent))
+            return
+        condition = self.desk.ledger.conditions.get(name)
+        if condition is not None and condition.in_attempt:
+            self._attempt_over(name, condition, "recovery_timeout is over")

@@ -1,0 +1,315 @@
+"""Who is watched: the fleet at a start, a new fleet at run time, switching on and off, suppressions and windows."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Final
+
+import attrs
+
+from selfheal.core import alerts, graph, guards, incidents, machine
+from selfheal.core.desk import Desk, Watch
+from selfheal.core.ledger import Ledger
+from selfheal.core.lookout import Lookout
+from selfheal.core.messages import (
+    FleetProposed,
+    Settle,
+    Started,
+    WindowChanged,
+)
+from selfheal.core.model import (
+    CANARY_PREFIX,
+    Binds,
+    Condition,
+    Fleet,
+    Policy,
+    Purpose,
+    State,
+    Suppression,
+)
+from selfheal.core.records import (
+    Answered,
+    FleetSet,
+    SuppressionChanged,
+)
+from selfheal.core.repair import Repair
+
+FIRST_CHECKS_APART: Final = 0.02
+"""Seconds between the first checks of two services after a start: quick answers, no herd."""
+ORPHAN_MARGIN: Final = 30.0
+"""Seconds past its own timeout before an action whose manager died is given up as in doubt."""
+
+
+class Roster:
+    """Keeps what is watched in line with the fleet and with what people have said."""
+
+    def __init__(self, desk: Desk, lookout: Lookout, repair: Repair) -> None:
+        self.desk = desk
+        self.lookout = lookout
+        self.repair = repair
+
+    def started(self, event: Started) -> None:
+        """A restart is an event: everything volatile is forgotten, so that a replay runs through crashes."""
+        self.desk.forget()
+        fleet, unwatched = self._kept(event.fleet)
+        if fleet != self.desk.ledger.fleet or unwatched != tuple(self.desk.ledger.unwatched):
+            self._drop(fleet, "not in the configuration any more")
+            self.desk.say(FleetSet(at=self.desk.now, fleet=fleet, unwatched=unwatched, actor="selfheal"))
+        self.lookout.forget()
+        if unwatched:
+            self.desk.hold(
+                "fleet", True, f"{len(unwatched)} services are gone from the configuration: kept, not watched"
+            )
+        else:
+            self.desk.hold("fleet", False, "the fleet is whole")
+        self._watch_fleet()
+        for suppression in self.desk.ledger.suppressions.values():
+            self.desk.agenda.set(("expire", suppression.id), suppression.until)
+        for policy in self.desk.ledger.fleet.policies:
+            self._resume(policy)
+        for intended in self.desk.ledger.intents.values():
+            due = max(self.desk.now, intended.at + intended.timeout + ORPHAN_MARGIN)
+            self.desk.agenda.set(("settle", intended.intent), due)
+            self.desk.commands.append(Settle(intent=intended.intent))
+
+    def _kept(self, fleet: Fleet) -> tuple[Fleet, tuple[str, ...]]:
+        """Return the fleet to watch: one that lost too much keeps what it lost, unwatched (law 19)."""
+        names = {policy.name for policy in fleet.policies}
+        dropped = [policy for policy in self.desk.ledger.fleet.policies if policy.name not in names]
+        if not drops_too_much(self.desk.ledger.fleet, fleet):
+            return fleet, ()
+        return attrs.evolve(fleet, policies=(*fleet.policies, *dropped)), tuple(policy.name for policy in dropped)
+
+    def _watch_fleet(self) -> None:
+        """Make the watches of the present fleet; those that stay keep what they have observed."""
+        fleet, old = self.desk.ledger.fleet, self.desk.watches
+        below = graph.weights(fleet.policies)
+        self.desk.watches = {}
+        fresh: list[Watch] = []
+        count = len(fleet.policies) + len(fleet.canaries)
+        things: list[tuple[str, Policy | None, float]] = [(p.name, p, p.interval) for p in fleet.policies]
+        things += [(CANARY_PREFIX + c.name, None, c.interval) for c in fleet.canaries]
+        for place, (name, policy, interval) in enumerate(things):
+            if name in self.desk.ledger.unwatched:
+                continue
+            rank = (-int(policy.priority) if policy is not None else 0, -below.get(name, 0), name)
+            phase = self.desk.now + interval * (place + 1) / count
+            watch = Watch(name, policy, interval, phase, fleet.seed, rank)
+            before = old.get(name)
+            if before is not None:
+                watch.evidence, watch.flight, watch.flight_at = before.evidence, before.flight, before.flight_at
+                watch.wanted, watch.nudged, watch.withheld = before.wanted, before.nudged, before.withheld
+                watch.phase, watch.beat = (before.phase, before.beat) if before.interval == interval else (phase, -1)
+            else:
+                fresh.append(watch)
+            self.desk.watches[name] = watch
+        for gone in old:
+            if gone not in self.desk.watches:
+                self.desk.agenda.cancel(("check", gone))
+                self.desk.agenda.cancel(("act", gone))
+                self.desk.agenda.cancel(("attempt", gone))
+        self.lookout.canaries.reset(canary.name for canary in fleet.canaries)
+        self._recount()
+        for place, watch in enumerate(fresh):
+            self.desk.agenda.set(
+                watch.key, self.desk.now + place * min(FIRST_CHECKS_APART, watch.interval / len(fresh))
+            )
+
+    def _recount(self) -> None:
+        """Begin the storm watch afresh over what is watched now, keeping who is suspect."""
+        enabled = [p.name for p in self.desk.ledger.fleet.policies if p.name in self.desk.watches]
+        self.lookout.storm.reset(len(enabled))
+        for name in enabled:
+            since = self.desk.watches[name].evidence.failing_since
+            if since < inf:
+                self.lookout.storm.suspect(name, since, self.desk.ledger.children.get(name, ()))
+
+    def _resume(self, policy: Policy) -> None:
+        """Take one service up where the last run, or nobody, left it."""
+        name = policy.name
+        watch = self.desk.watches.get(name)
+        if watch is None:
+            return
+        condition = self.desk.ledger.conditions[name]
+        if not (policy.enabled and condition.enabled):
+            if condition.state is not State.DISABLED:
+                self.switch_off(name, "not enabled", enabled=condition.enabled)
+            return
+        if condition.state is State.DISABLED:
+            self.desk.move(
+                name, machine.afresh(condition, self.desk.now, State.UNKNOWN), "enabled in the configuration"
+            )
+        elif condition.state is State.FAILED:
+            if condition.acting_since is not None:
+                resumed = {"acted_for": condition.acted_for, "acting_since": None}
+                self.desk.move(name, machine.moved(condition, self.desk.now, **resumed), "selfheal was started")
+            self.desk.ready(name)
+        elif condition.state is State.RECOVERING:
+            self._resume_recovery(watch, condition)
+
+    def _resume_recovery(self, watch: Watch, condition: Condition) -> None:
+        """The clock of its attempt stood still while nobody was there."""
+        after = machine.moved(condition, self.desk.now, acting_since=self.desk.now, generation=condition.generation + 1)
+        self.desk.move(watch.name, after, "selfheal was started")
+        self.repair.run_clock(watch.name, after)
+        if self.desk.ledger.acting(watch.name) is None:
+            self.desk.agenda.set(watch.key, max(self.desk.now, after.settle_until))
+        else:
+            self.desk.agenda.cancel(watch.key)
+
+    def proposed(self, event: FleetProposed) -> None:
+        why = refusal_of_fleet(self.desk.ledger, event)
+        self.desk.say(
+            Answered(
+                at=self.desk.now,
+                id=event.id,
+                act="fleet",
+                service="",
+                actor=event.actor,
+                reason=event.reason,
+                accepted=not why,
+                because=why,
+                code="refused" if why else "",
+            )
+        )
+        if not why:
+            self.set_fleet(event.fleet, event.actor)
+
+    def set_fleet(self, fleet: Fleet, actor: str) -> None:
+        """Let the fleet be `fleet`: what stays keeps its state, what is new is checked at once, the rest is closed."""
+        old = self.desk.ledger.policies
+        self._drop(fleet, "removed from the fleet")
+        self.desk.say(FleetSet(at=self.desk.now, fleet=fleet, actor=actor))
+        self.desk.hold("fleet", False, "confirmed", actor)
+        self._watch_fleet()
+        for policy in fleet.policies:
+            before = old.get(policy.name)
+            watch, condition = self.desk.watches[policy.name], self.desk.ledger.conditions[policy.name]
+            on = policy.enabled and condition.enabled
+            if not on and condition.state is not State.DISABLED:
+                self.switch_off(policy.name, "not enabled", actor, enabled=condition.enabled)
+            elif on and condition.state is State.DISABLED:
+                self.switch_on(policy.name, "enabled in the configuration", actor, enabled=condition.enabled)
+            elif before is not None and before.fingerprint != policy.fingerprint and on:
+                self._renewed(watch, condition, actor)
+            elif before != policy:
+                self.desk.ready(policy.name)
+
+    def _renewed(self, watch: Watch, condition: Condition, actor: str) -> None:
+        """Another check object answers now: results of the old one count no more, and it is asked at once."""
+        after = machine.moved(condition, self.desk.now, generation=condition.generation + 1)
+        self.desk.move(watch.name, after, "its check or workload was changed", actor)
+        if self.desk.ledger.acting(watch.name) is None:
+            self.desk.forget_observations(watch)
+            self.lookout.unsuspect(watch.name)
+            self.desk.want(watch.name, Purpose.PARENT)
+        self.desk.ready(watch.name)
+
+    def _drop(self, fleet: Fleet, because: str) -> None:
+        """Close what is open about the services that `fleet` lacks."""
+        names = {policy.name for policy in fleet.policies}
+        for name in [n for n in self.desk.ledger.conditions if n not in names]:
+            self.desk.say_all(alerts.withdrawn(self.desk.ledger, name, self.desk.now, because))
+            condition = self.desk.ledger.conditions[name]
+            if condition.state is not State.DISABLED:
+                self.switch_off(name, because, enabled=condition.enabled)
+
+    def switch_off(self, name: str, because: str, actor: str = "", *, enabled: bool = False) -> None:
+        """Let a service be DISABLED. An action that runs is let finish: half a restart is worse than a whole one."""
+        condition = self.desk.ledger.conditions[name]
+        watch = self.desk.watches.get(name)
+        if watch is not None:
+            watch.flight = watch.wanted = None
+            watch.withheld = False
+            self.desk.agenda.cancel(watch.key)
+            self.lookout.unsuspect(name)
+        self.desk.agenda.cancel(("act", name))
+        self.desk.agenda.cancel(("attempt", name))
+        self.desk.reserved.pop(name, None)
+        self.desk.move(name, machine.afresh(condition, self.desk.now, State.DISABLED, enabled=enabled), because, actor)
+        self.desk.say_all(incidents.left(self.desk.ledger, name, condition.incident, self.desk.now, because))
+        self.desk.wake(guards.SLOT)
+        self.desk.wake(f"service:{name}")
+
+    def switch_on(self, name: str, because: str, actor: str = "", *, enabled: bool = True) -> None:
+        """Let a service be UNKNOWN, whatever it was, and check it at once."""
+        condition = self.desk.ledger.conditions[name]
+        watch = self.desk.watches[name]
+        self.desk.forget_observations(watch)
+        self.lookout.unsuspect(name)
+        self.desk.agenda.cancel(("act", name))
+        self.desk.agenda.cancel(("attempt", name))
+        self.desk.reserved.pop(name, None)
+        self.desk.move(name, machine.afresh(condition, self.desk.now, State.UNKNOWN, enabled=enabled), because, actor)
+        self.desk.say_all(incidents.left(self.desk.ledger, name, condition.incident, self.desk.now, because))
+        self.desk.wake(guards.SLOT)
+        self.desk.want(name, Purpose.ROUTINE)
+
+    def suppress(self, suppression: Suppression) -> None:
+        """Let a suppression begin."""
+        self.desk.say(SuppressionChanged(at=self.desk.now, suppression=suppression, on=True, actor=suppression.actor))
+        self.desk.agenda.set(("expire", suppression.id), suppression.until)
+
+    def lift(self, id_: str, actor: str, because: str) -> bool:
+        """End a suppression; whoever it held looks again. Returns whether there was one."""
+        suppression = self.desk.ledger.suppressions.get(id_)
+        if suppression is None:
+            return False
+        self.desk.agenda.cancel(("expire", id_))
+        self.desk.say(SuppressionChanged(at=self.desk.now, suppression=suppression, on=False, actor=actor))
+        self.desk.wake(guards.OPERATOR)
+        return True
+
+    def window_changed(self, event: WindowChanged) -> None:
+        id_ = f"window:{event.window}"
+        known = self.desk.ledger.suppressions.get(id_)
+        if not event.active:
+            self.lift(id_, "calendar", "the window is over")
+            return
+        suppression = Suppression(
+            id=id_,
+            binds=Binds.MAINTENANCE,
+            services=event.services,
+            everything=event.everything,
+            since=known.since if known is not None else self.desk.now,
+            until=event.until,
+            actor="calendar",
+            reason=event.window,
+        )
+        if known != suppression:
+            self.suppress(suppression)
+
+    def release(self, hold: str, actor: str) -> bool:
+        """End a hold by a person's word. Returns whether there was one."""
+        if hold not in self.desk.ledger.holds:
+            return False
+        if hold == "fleet":
+            kept = tuple(p for p in self.desk.ledger.fleet.policies if p.name not in self.desk.ledger.unwatched)
+            self.set_fleet(attrs.evolve(self.desk.ledger.fleet, policies=kept), actor)
+            return True
+        self.lookout.release(hold)
+        self.desk.hold(hold, False, "released", actor)
+        return True
+
+
+# -- proposed fleets ------------------------------------------------------------------------------------------------
+
+
+def drops_too_much(old: Fleet, new: Fleet) -> bool:
+    """Whether `new` lacks more than `max_fleet_drop` of the services of `old`."""
+    names = {policy.name for policy in new.policies}
+    gone = sum(policy.name not in names for policy in old.policies)
+    return gone > old.limits.max_fleet_drop * len(old.policies)
+
+
+def refusal_of_fleet(ledger: Ledger, event: FleetProposed) -> str:
+    """Return why a proposed fleet is refused; empty when it is not."""
+    problems = graph.problems(event.fleet.policies)
+    if problems:
+        return "; ".join(str(problem) for problem in problems)
+    if any(policy.name.startswith(CANARY_PREFIX) for policy in event.fleet.policies):
+        return f"no service may be called {CANARY_PREFIX}…"
+    if not event.confirmed and drops_too_much(ledger.fleet, event.fleet):
+        share = ledger.fleet.limits.max_fleet_drop
+        return f"it drops more than {share:.0%} of the services; confirm it if that is meant"
+    return ""
