@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import inf
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 import attrs
 

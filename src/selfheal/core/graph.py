@@ -163,13 +163,16 @@ class Spelling:
     def __contains__(self, name: object) -> bool:
         return name in self._known
 
-    def hint(self, name: str) -> str:
-        """Return `did you mean …?`, or nothing where no name is near or too many were asked for already."""
+    def hint(self, name: str, *, cutoff: float = 0.6) -> str:
+        """Return `did you mean …?`, or nothing where no name is near or too many were asked for already.
+
+        `cutoff` from 0 to 1 says how near; at 0.85 only a slip of the fingers is.
+        """
         if len(name) > 100 or self._left < len(self._known):
             return ""
         self._left -= len(self._known)
         folded = {known.casefold(): known for known in reversed(self._known)}
-        near = get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+        near = get_close_matches(name.casefold(), folded, n=1, cutoff=cutoff)
         return f'did you mean "{folded[near[0]]}"?' if near else ""
 
 

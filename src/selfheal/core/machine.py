@@ -34,7 +34,7 @@ import attrs
 
 from selfheal.core import backoff
 from selfheal.core.detector import GONE
-from selfheal.core.model import MANUAL, NEVER_RESTART, Condition, Effect, Evidence, Forced, Policy, State, Step
+from selfheal.core.model import MANUAL, NEVER_RESTART, Cause, Condition, Effect, Evidence, Forced, Policy, State, Step
 
 TRANSITIONS: Final[Mapping[State, Mapping[State, str]]] = {
     State.UNKNOWN: {
@@ -130,7 +130,16 @@ def next_step(policy: Policy, condition: Condition, evidence: Evidence) -> int |
 
 
 def failed(
-    policy: Policy, condition: Condition, now: float, *, incident: int, fresh: bool, opens: bool, cause: Any, wait: float, level: int
+    policy: Policy,
+    condition: Condition,
+    now: float,
+    *,
+    incident: int,
+    fresh: bool,
+    opens: bool,
+    cause: Cause | None,
+    wait: float,
+    level: int,
 ) -> Condition:
     """The failure is believed. `fresh` begins a new count of attempts, in an incident that `opens` now or not."""
     kept = max([budget.limit for budget in policy.flapping], default=0)
