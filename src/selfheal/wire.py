@@ -16,15 +16,16 @@ Its turns:
 from __future__ import annotations
 
 import ssl
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Final, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
 from selfheal.core.model import Cause, CheckResult, Verdict
 
 Talk: TypeAlias = "Generator[bytes | CheckResult, bytes, CheckResult]"
+Judge: TypeAlias = "Callable[[CheckResult, ssl.SSLObject], CheckResult]"
 
 
 class PeerClosed(Exception):
@@ -104,11 +105,12 @@ def read_exactly(count: int, data: bytes = b"") -> Generator[bytes, bytes, tuple
     return data[:count], data[count:]
 
 
-def secure(talk: Talk, context: ssl.SSLContext, server_name: str | None) -> Talk:
+def secure(talk: Talk, context: ssl.SSLContext, server_name: str | None, judge: Judge | None = None) -> Talk:
     """Return the same conversation inside TLS: a talk around a talk.
 
-    STARTTLS is ``return (yield from secure(...))``. A certificate that does not verify is FAILING, `config`; any
-    other failure of the handshake is FAILING, `error`.
+    STARTTLS is ``return (yield from secure(...))``. A certificate that does not verify, or one of ours that the peer
+    does not take, is FAILING, `config`; any other failure of the handshake is FAILING, `error`. `judge` may replace
+    each result, knowing the finished handshake: this is how a certificate that ends soon becomes a warning.
     """
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = context.wrap_bio(incoming, outgoing, server_hostname=server_name)
@@ -118,15 +120,14 @@ def secure(talk: Talk, context: ssl.SSLContext, server_name: str | None) -> Talk
             break
         except ssl.SSLWantReadError:
             incoming.write((yield outgoing.read()))
-        except ssl.SSLCertVerificationError as problem:
-            return failing(Cause.CONFIG, f"certificate: {problem.verify_message}")
         except ssl.SSLError as problem:
-            return failing(Cause.ERROR, f"TLS: {problem.reason}")
+            talk.close()
+            return tls_trouble(problem)
     try:
         said = next(talk)
         while True:
             if isinstance(said, CheckResult):
-                yield said
+                yield judge(said, tls) if judge else said
                 said = talk.send(b"")
                 continue
             if said:
@@ -135,7 +136,32 @@ def secure(talk: Talk, context: ssl.SSLContext, server_name: str | None) -> Talk
             said = talk.send(heard) if heard else talk.throw(PeerClosed("closed the connection"))
     except StopIteration as stop:
         result: CheckResult = stop.value
-        return result
+        return judge(result, tls) if judge and isinstance(result, CheckResult) else result
+    except ssl.SSLError as problem:
+        return tls_trouble(problem)
+    finally:
+        talk.close()
+
+
+def tls_trouble(problem: ssl.SSLError) -> CheckResult:
+    """Return what a failure of TLS says about the peer. Certificates, theirs or ours, are never cured by a restart."""
+    if isinstance(problem, ssl.SSLCertVerificationError):
+        hint = "; or is our own clock wrong?" if problem.verify_code == _NOT_YET_VALID else ""
+        return failing(Cause.CONFIG, f"certificate: {problem.verify_message}{hint}")
+    reason = problem.reason or type(problem).__name__
+    if any(word in reason for word in _ABOUT_OUR_CERTIFICATE):
+        return failing(Cause.CONFIG, f"the peer does not take our certificate: {reason}")
+    return failing(Cause.ERROR, f"TLS: {reason}")
+
+
+_NOT_YET_VALID: Final = 9  # X509_V_ERR_CERT_NOT_YET_VALID
+_ABOUT_OUR_CERTIFICATE: Final = (
+    "ALERT_CERTIFICATE",
+    "ALERT_BAD_CERTIFICATE",
+    "ALERT_UNSUPPORTED_CERTIFICATE",
+    "ALERT_UNKNOWN_CA",
+    "ALERT_ACCESS_DENIED",
+)
 
 
 def _hear(tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> Generator[bytes, bytes, bytes]:
@@ -145,7 +171,7 @@ def _hear(tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) 
             return tls.read(65536)
         except ssl.SSLWantReadError:
             pass
-        except ssl.SSLError:
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             return b""
         try:
             incoming.write((yield outgoing.read()))

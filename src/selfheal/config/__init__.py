@@ -1,0 +1,71 @@
+"""The file: read it, check it, make it into services.
+
+`load` is what a supervisor calls; `check` is what `selfheal config check` shows. A file is TOML, or the same model in
+JSON when it is called `.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from selfheal.config.build import Configuration, Route, build, needs
+from selfheal.config.read import plain, read, writable_by_anybody
+from selfheal.config.schema import duration
+from selfheal.errors import ConfigurationError, Problem
+from selfheal.ladder import Callbacks, resolve_all
+from selfheal.loading import Tables, load_plugins
+
+__all__ = ["Configuration", "Report", "Route", "build", "check", "duration", "load", "needs", "plain", "read"]
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """What a look at a file found; `configuration` is None where there are problems that prevent one."""
+
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    configuration: Configuration | None = None
+
+
+def load(path: str | Path, *, tables: Tables | None = None) -> Configuration:
+    """Return the configuration a file describes. Without `tables` the plugins it needs and allows are loaded.
+
+    Which action answers a step is found by `ladder.resolve_all`, once the application has registered its callbacks.
+    Reads files and may import plugins: not for the event loop. Raises `ConfigurationError` with every problem.
+    """
+    path = Path(path)
+    data = read(path)
+    found = load_plugins(allowed(data), needed=needs(data)) if tables is None else tables
+    configuration = build(data, tables=found, path=path)
+    if writable_by_anybody(path):
+        message = "anybody on this machine may write this file, and so run commands as selfheal"
+        warning = Problem(path=str(path), message=message, hint="chmod o-w")
+        configuration = attrs.evolve(configuration, warnings=(*configuration.warnings, warning))
+    return configuration
+
+
+def check(path: str | Path, *, tables: Tables | None = None, callbacks: Callbacks | None = None) -> Report:
+    """Return everything wrong with a file and everything doubtful, without raising; steps are resolved too."""
+    try:
+        configuration = load(path, tables=tables)
+    except ConfigurationError as refused:
+        return Report(problems=refused.problems)
+    problems: tuple[Problem, ...] = ()
+    try:
+        resolve_all(configuration.services, callbacks or {}, configuration.tables.actions)
+    except ConfigurationError as refused:
+        problems = refused.problems
+    return Report(problems=problems, warnings=configuration.warnings, configuration=configuration)
+
+
+def allowed(data: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the allow-list of plain data; None without one, and nothing at all where it cannot be read."""
+    fleet = data.get("fleet")
+    names = fleet.get("plugins") if isinstance(fleet, Mapping) else None
+    if names is None:
+        return None
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()

@@ -1,0 +1,239 @@
+"""Underway one step, and finding out after a crash what became of one.
+
+The instance is inspected again before anything is done: another one than the expected closes the intent as
+superseded, a failed inspection lets nothing start (law 17). An action's own word is only its outcome; whether it
+helped is decided by later checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from time import time
+from typing import Any, Final, Protocol
+
+import anyio
+import attrs
+
+from selfheal.core.messages import ActionFinished, Event, RunAction
+from selfheal.core.model import Cause, CheckResult, Instance, Run, Settled, Verdict
+from selfheal.core.records import Intended
+from selfheal.ladder import ResolvedStep
+from selfheal.plugins import Probing
+from selfheal.shell.callables import Callables
+from selfheal.shell.checks import instance_of
+from selfheal.shell.contexts import Act, Contexts
+from selfheal.shell.plugin_loop import PluginLoops
+from selfheal.shell.plugin_thread import Ending, Outcome
+from selfheal.shell.roster import Entry
+
+INSPECT_TIMEOUT: Final = 10.0
+"""Seconds an inspection before an action, or while settling, may take."""
+
+SETTLE_AGAIN: Final = 2.0
+"""Seconds between two attempts to find out what became of an action."""
+
+
+class Clock(Protocol):
+    """What actions need of the loop."""
+
+    def at(self, instant: float | None = None) -> float: ...
+
+    def to_unix(self, at: float) -> float: ...
+
+    def post(self, event: Event) -> None: ...
+
+
+@attrs.define(kw_only=True)
+class Underway:
+    """One action under way, and what its cancellation means."""
+
+    command: RunAction
+    scope: anyio.CancelScope
+    settled: Settled = Settled.TIMED_OUT
+    why: str = ""
+
+
+class Actions:
+    """Runs and settles actions. Every method is called on the host's loop."""
+
+    def __init__(
+        self,
+        *,
+        loops: PluginLoops,
+        contexts: Contexts,
+        callables: Callables,
+        spawn: Callable[[Callable[[], Awaitable[Any]]], object],
+        intended: Callable[[str], Intended | None],
+        cause: Callable[[str], Cause | None],
+    ) -> None:
+        self.clock: Clock
+        self.entries: dict[str, Entry] = {}
+        self._loops = loops
+        self._contexts = contexts
+        self._callables = callables
+        self._spawn = spawn
+        self._intended = intended
+        self._cause = cause
+        self._running: dict[str, Underway] = {}
+
+    def run(self, command: RunAction) -> None:
+        """Begin an action; its end is posted as `ActionFinished`."""
+        running = self._running[command.intent] = Underway(command=command, scope=anyio.CancelScope())
+        self._spawn(partial(self._run, running))
+
+    def cancel(self, intent: str) -> None:
+        """Stop an action because its time is over."""
+        running = self._running.get(intent)
+        if running is not None:
+            running.why = "recovery_timeout is over"
+            running.scope.cancel()
+
+    def interrupt(self) -> None:
+        """Stop every action because selfheal stops: each ends as interrupted."""
+        for running in self._running.values():
+            running.settled, running.why = Settled.INTERRUPTED, "selfheal was stopped"
+            running.scope.cancel()
+
+    async def idle(self) -> None:
+        """Wait until no action is under way."""
+        while self._running:
+            await anyio.sleep(0.02)
+
+    # -- one action --------------------------------------------------------------------------------------------------
+
+    async def _run(self, running: Underway) -> None:
+        command = running.command
+        settled, detail = running.settled, ""
+        try:
+            with running.scope:
+                settled, detail = await self._do(command)
+            if running.scope.cancelled_caught:
+                settled, detail = running.settled, running.why
+        finally:
+            self._running.pop(command.intent, None)
+            self.clock.post(ActionFinished(at=self.clock.at(), intent=command.intent, settled=settled, detail=detail))
+
+    async def _do(self, command: RunAction) -> tuple[Settled, str]:
+        entry = self.entries.get(command.service)
+        if entry is None or command.step >= len(entry.steps):
+            return Settled.NOT_STARTED, "its service or its step is gone"
+        expected: Instance | None = None
+        if entry.workload is not None:
+            expected = await self._look(entry)
+            refusal = _refusal(expected, command.expected)
+            if refusal is not None:
+                return refusal
+        resolved = entry.steps[command.step]
+        act = self._act(command.intent, entry, resolved, expected)
+        outcome = await self._carry_out(entry, resolved, act, command)
+        if outcome.ending is Ending.ABANDONED:
+            told = await self._probe(entry, resolved, act)
+            return (told, "told by its probe") if told is not None else (Settled.IN_DOUBT, "its loop was abandoned")
+        return _settled(outcome, entry, command.timeout)
+
+    async def _look(self, entry: Entry) -> Instance:
+        workload = entry.workload
+        assert workload is not None
+        outcome = await self._loops.run(
+            entry.name,
+            lambda: workload.inspect(self._contexts.plain(entry.name, workload, INSPECT_TIMEOUT)),
+            timeout=INSPECT_TIMEOUT,
+            kind="inspect",
+        )
+        return instance_of(outcome, entry)
+
+    def _act(self, intent: str, entry: Entry, resolved: ResolvedStep, expected: Instance | None) -> Act:
+        intended = self._intended(intent)
+        return Act(
+            key=intent,
+            incident=intended.incident if intended is not None else 0,
+            attempt=intended.attempt if intended is not None else 1,
+            cause=self._cause(entry.name),
+            expected=expected,
+            check=entry.check,
+            workload=entry.workload,
+            arguments=dict(resolved.step.arguments),
+        )
+
+    async def _carry_out(self, entry: Entry, resolved: ResolvedStep, act: Act, command: RunAction) -> Outcome:
+        if resolved.how == "callback":
+            context = self._contexts.for_action(entry.name, resolved.target, command.timeout, act)
+            return await self._callables.run(entry.name, resolved.target, context, timeout=command.timeout)
+        method = getattr(resolved.target, resolved.method)  # `ladder.METHODS`, never a word that came in
+        return await self._loops.run(
+            entry.name,
+            lambda: method(self._contexts.for_action(entry.name, resolved.target, command.timeout, act)),
+            timeout=command.timeout,
+            kind="action",
+        )
+
+    # -- after a crash -----------------------------------------------------------------------------------------------
+
+    def settle(self, intent: str) -> None:
+        """Find out what became of an action whose manager died; the answer is posted as `ActionFinished`."""
+        self._spawn(partial(self._settle, intent))
+
+    async def _settle(self, intent: str) -> None:
+        settled, detail = await self._found_out(intent)
+        self.clock.post(ActionFinished(at=self.clock.at(), intent=intent, settled=settled, detail=detail))
+
+    async def _found_out(self, intent: str) -> tuple[Settled, str]:
+        intended = self._intended(intent)
+        entry = self.entries.get(intended.service) if intended is not None else None
+        if intended is None or entry is None or intended.step >= len(entry.steps):
+            return Settled.IN_DOUBT, "its service or its step is gone"
+        resolved = entry.steps[intended.step]
+        act = self._act(intent, entry, resolved, None)
+        over = self.clock.to_unix(intended.at) + intended.timeout
+        while True:
+            told = await self._probe(entry, resolved, act)
+            if told is not None:
+                return told, "told by its probe"
+            if entry.workload is not None and intended.expected is not None:
+                instance = await self._look(entry)
+                if instance.run is not Run.UNKNOWN and instance.id != intended.expected:
+                    return Settled.DONE, f"another instance runs now: {instance.id}"
+                if instance.run is not Run.UNKNOWN and time() > over:
+                    return Settled.FAILED, "the same instance runs as before it"
+            if time() > over:
+                return Settled.IN_DOUBT, "nobody can tell whether it happened"
+            await anyio.sleep(SETTLE_AGAIN)
+
+    async def _probe(self, entry: Entry, resolved: ResolvedStep, act: Act) -> Settled | None:
+        target = resolved.target
+        if not isinstance(target, Probing):
+            return None
+        outcome = await self._loops.run(
+            entry.name,
+            lambda: target.probe(self._contexts.for_action(entry.name, target, INSPECT_TIMEOUT, act)),
+            timeout=INSPECT_TIMEOUT,
+            kind="inspect",
+        )
+        value = outcome.value if outcome.ending is Ending.VALUE else None
+        return value if isinstance(value, Settled) else None
+
+
+def _refusal(instance: Instance, expected: str | None) -> tuple[Settled, str] | None:
+    """Return why an action must not start on this instance; None when it may."""
+    if instance.run is Run.UNKNOWN:
+        return Settled.NOT_STARTED, f"inspection failed: {instance.detail}"
+    if instance.run is Run.STOPPED:
+        return Settled.NOT_STARTED, f"stopped by a person: {instance.detail}"
+    if expected is not None and instance.id != expected:
+        return Settled.SUPERSEDED, f"another instance runs now: {instance.id}"
+    return None
+
+
+def _settled(outcome: Outcome, entry: Entry, timeout: float) -> tuple[Settled, str]:
+    """Return what an action's outcome is called, and its text, scrubbed."""
+    match outcome.ending:
+        case Ending.VALUE:
+            return Settled.DONE, ""
+        case Ending.TIMED_OUT:
+            return Settled.TIMED_OUT, f"not done within {timeout:g} s"
+        case Ending.CANCELLED:
+            return Settled.INTERRUPTED, "cancelled"
+        case _:
+            said = CheckResult(Verdict.INCONCLUSIVE, summary=f"{type(outcome.error).__name__}: {outcome.error}")
+            return Settled.FAILED, entry.scrubber.clean(said).summary

@@ -1,0 +1,287 @@
+"""The one loop: events in through an inbox, journal time, batches to the store, commands to the hands.
+
+Owns the host's duties of `core.engine`. Everything here runs on the host's event loop; other threads hand in what
+they have through its `poke`. Commands other than actions are carried out at once; an action waits at the *gate* until
+the batch with its intent is durable, and is reported NOT_STARTED when that cannot be.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from math import ceil, inf
+from time import monotonic, time
+from typing import Final, Protocol
+
+from selfheal.core.engine import Engine
+from selfheal.core.ledger import Snapshot
+from selfheal.core.messages import (
+    ActionFinished,
+    CancelAction,
+    Command,
+    Event,
+    JournalChanged,
+    RunAction,
+    TimePassed,
+    WokeLate,
+)
+from selfheal.core.model import Settled
+from selfheal.core.records import Delivered, Record, dumps, encode
+from selfheal.errors import JournalError
+from selfheal.journal.store import Batch
+from selfheal.shell.probes import ProbeRunner
+
+GRID: Final = 0.010
+"""Seconds between two instants at which the loop may wake for a due time: one wake-up starts a whole batch."""
+
+SNAPSHOT_EVERY: Final = 2000
+"""Records between two snapshots: what a start has to fold at the most."""
+
+
+class Store(Protocol):
+    """What the loop asks of a journal: see `journal.Journal`."""
+
+    @property
+    def well(self) -> bool: ...
+
+    def submit(
+        self, batch: Batch, *, durable: bool, done: Callable[[JournalError | None], None] | None = None
+    ) -> None: ...
+
+    def save_snapshot(
+        self, number: int, state: bytes, *, done: Callable[[JournalError | None], None] | None = None
+    ) -> None: ...
+
+
+class Hands(Protocol):
+    """Who carries out commands."""
+
+    def do(self, command: Command) -> None:
+        """Begin what is commanded; never blocks. Its end is posted as an event."""
+
+
+class Readers(Protocol):
+    """Who reads the stream of records."""
+
+    def publish(self, batch: Batch, *, volatile: bool) -> None:
+        """Take in the records of a batch: stored, or `volatile` while the store is down."""
+
+
+class Loop:
+    """Turns events into records and commands, on the host's event loop.
+
+    `at` is the journal time of now, `number` the last batch stored before. `poke` runs a function on the host's loop
+    from any thread. `sooner` asks the host to beat at a monotonic instant, if that is earlier than it planned.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        *,
+        hands: Hands,
+        readers: Readers,
+        poke: Callable[[Callable[[], object]], object],
+        probes: ProbeRunner,
+        at: float,
+        number: int,
+        grid: float = GRID,
+    ) -> None:
+        self.engine = engine
+        self.sooner: Callable[[float], None] = lambda _: None
+        self.busiest = 0.0
+        """The latest the loop has woken so far, in seconds."""
+        self._store = store
+        self._hands = hands
+        self._readers = readers
+        self._poke = poke
+        self._probes = probes
+        self._grid = grid
+        self._zero = monotonic() - at
+        self._number = number
+        self._inbox: deque[Event] = deque()
+        self._busy = False
+        self._asked = inf
+        self._gate: dict[int, list[RunAction]] = {}
+        self._unpublished: deque[Batch] = deque()
+        self._since_snapshot = 0
+        self._well = store.well
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def at(self, instant: float | None = None) -> float:
+        """Return the journal time of a `time.monotonic` instant; of now without one."""
+        return (monotonic() if instant is None else instant) - self._zero
+
+    def from_unix(self, instant: float) -> float:
+        """Return the journal time of a UNIX instant, by the clock as it stands now."""
+        return self.at() - (time() - instant)
+
+    def to_unix(self, at: float) -> float:
+        """Return the UNIX time of a journal time, by the clock as it stands now."""
+        return time() - (self.at() - at)
+
+    def beat(self) -> float:
+        """Do what is due; return when to be called next, in `time.monotonic` seconds."""
+        now = monotonic()
+        self._notice(now)
+        self._asked = inf
+        if self.engine.deadline <= now - self._zero:
+            self.post(TimePassed(at=now - self._zero))
+        self._probes.expire(now)
+        self._asked = self._next()
+        return self._asked
+
+    def _next(self) -> float:
+        """The first instant at which something is due: on the grid for the engine, as it is for the probes."""
+        deadline = self.engine.deadline
+        due = ceil(deadline / self._grid - 1e-6) * self._grid + self._zero if deadline < inf else inf
+        probes = self._probes.next_deadline()
+        if probes is not None and probes < due:
+            due = probes
+        return max(due, monotonic())
+
+    def _notice(self, now: float) -> None:
+        """Were we late? Say so before anything else of this moment, so that it is not held against a service."""
+        late = now - self._asked
+        if late <= 0.0:
+            return
+        self.busiest = max(self.busiest, late)
+        if late > self.engine.ledger.fleet.limits.late_after:
+            self._asked = inf
+            self._inbox.appendleft(WokeLate(at=now - self._zero, late=late))
+            self._drain()
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """Take an event in, on the host's loop. It is dealt with now, or after the one that is being dealt with."""
+        self._inbox.append(event)
+        if not self._busy:
+            self._notice(monotonic())
+            self._drain()
+
+    def _drain(self) -> None:
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._inbox:
+                self._feed(self._inbox.popleft())
+        finally:
+            self._busy = False
+        due = self._next()
+        if due < self._asked:
+            self._asked = due
+            self.sooner(due)
+
+    def _feed(self, event: Event) -> None:
+        if isinstance(event, JournalChanged):
+            self._journal_changed(event)
+        output = self.engine.receive(event)
+        actions = [command for command in output.commands if isinstance(command, RunAction)]
+        quick = isinstance(event, TimePassed)
+        if output.records or not quick:
+            self._store_batch(None if quick else event, event.at, output.records, actions)
+        for command in output.commands:
+            if isinstance(command, RunAction):
+                continue
+            if isinstance(command, CancelAction) and self._turn_away(command.intent, "cancelled before it began"):
+                continue
+            self._hands.do(command)
+
+    def note(self, records: Iterable[Record]) -> None:
+        """Store records of another machine (the router) in a batch of their own."""
+        said = tuple(records)
+        for record in said:
+            self.engine.ledger.apply(record)
+        if said:
+            self._store_batch(None, said[0].at, said, [])
+
+    def _store_batch(
+        self, event: Event | None, at: float, records: tuple[Record, ...], actions: list[RunAction]
+    ) -> None:
+        self._number += 1
+        number = self._number
+        batch = Batch(number=number, at=at, wall=self.to_unix(at), input=event, records=records)
+        if not records:
+            self._store.submit(batch, durable=False)
+            return
+        if actions:
+            self._gate[number] = actions
+        self._unpublished.append(batch)
+        self._since_snapshot += len(records)
+        self._store.submit(batch, durable=_matters(records), done=lambda error: self._heard(number, error))
+        if not self._well:
+            self._publish_volatile()
+            if self.engine.ledger.fleet.limits.act_without_journal:
+                self._open(number)
+        if self._since_snapshot >= SNAPSHOT_EVERY:
+            self.save_snapshot()
+
+    def save_snapshot(self) -> None:
+        """Store the decided state as it is now, so that the next start folds less."""
+        self._since_snapshot = 0
+        state = dumps(encode(self.engine.snapshot(self._number)))
+        self._store.save_snapshot(self._number, state)
+
+    # -- the gate ----------------------------------------------------------------------------------------------------
+
+    def _heard(self, number: int, error: JournalError | None) -> None:
+        """The store has something to say of a batch; called on any thread."""
+        self._poke(lambda: self._stored(number, error))
+
+    def _stored(self, number: int, error: JournalError | None) -> None:
+        if error is None:
+            while self._unpublished and self._unpublished[0].number <= number:
+                self._readers.publish(self._unpublished.popleft(), volatile=False)
+            self._open(number)
+        else:
+            self._refuse(number, str(error))
+
+    def _open(self, number: int) -> None:
+        for command in self._gate.pop(number, ()):
+            self._hands.do(command)
+
+    def _refuse(self, number: int, why: str) -> None:
+        for command in self._gate.pop(number, ()):
+            self.post(ActionFinished(at=self.at(), intent=command.intent, settled=Settled.NOT_STARTED, detail=why))
+
+    def _turn_away(self, intent: str, why: str) -> bool:
+        """Let an action that still waits at the gate not start; returns whether there was one."""
+        for number, commands in self._gate.items():
+            if any(command.intent == intent for command in commands):
+                self._refuse(number, why)
+                return True
+        return False
+
+    def _journal_changed(self, event: JournalChanged) -> None:
+        """While the store is down records go out marked, and nothing that waits for it starts."""
+        self._well = event.well
+        if event.well:
+            return
+        self._publish_volatile()
+        for number in tuple(self._gate):
+            if self.engine.ledger.fleet.limits.act_without_journal:
+                self._open(number)
+            else:
+                self._refuse(number, f"its intent could not be stored: {event.detail}")
+
+    def _publish_volatile(self) -> None:
+        while self._unpublished:
+            self._readers.publish(self._unpublished.popleft(), volatile=True)
+
+    def close_gate(self) -> None:
+        """Let nothing that waits at the gate start any more: selfheal is stopping."""
+        for number in tuple(self._gate):
+            self._refuse(number, "selfheal was stopped")
+
+
+def _matters(records: tuple[Record, ...]) -> bool:
+    """Whether a batch must reach the disk now; receipts of messages may wait for the next flush."""
+    return not all(isinstance(record, Delivered) for record in records)
+
+
+def state_of(snapshot: Snapshot) -> bytes:
+    """Return a snapshot as the store keeps it."""
+    return dumps(encode(snapshot))

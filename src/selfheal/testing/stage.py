@@ -1,0 +1,199 @@
+"""Where a plugin under test plays: the real plugin loop, on every kind of host, with everything counted.
+
+Owns the runs behind `selfheal.testing.conformance`, and the counting of descriptors, threads, tasks and processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.util
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import anyio
+import attrs
+
+from selfheal.core.model import CheckResult
+from selfheal.plugins import HealthCheck
+from selfheal.shell.contexts import Contexts
+from selfheal.shell.plugin_loop import PluginLoops, poke_here
+from selfheal.shell.plugin_thread import Call, Kind, Outcome, Report
+from selfheal.shell.results import of_outcome
+from selfheal.testing import servers
+from selfheal.testing.converse import converse
+from selfheal.wire import WireCheck
+
+SERVICE: Final = "conformance"
+
+FAULTS: Final[dict[str, Callable[[], AbstractContextManager[str]]]] = {
+    "refused": servers.refuse,
+    "silent": servers.hang,
+    "garbage": servers.garbage,
+    "reset": servers.reset,
+    "drip": partial(servers.drip, b"x" * 10_000, 0.05),
+    "endless": servers.endless_body,
+}
+"""What can be wrong with a peer: it refuses, accepts and says nothing, says nonsense, resets in the middle of its
+answer, says one byte at a time, or never stops."""
+
+
+class Stage:
+    """One host, its plugin loops, and what was reported there."""
+
+    def __init__(self) -> None:
+        self.contexts = Contexts()
+        self.reports: list[Report] = []
+        self.loops = PluginLoops(poke=poke_here(), told=self.reports.append, kept=self.contexts.kept)
+
+    async def check(self, plugin: HealthCheck | WireCheck, timeout: float) -> Outcome:
+        """Run a check once; its outcome is raw, neither translated nor scrubbed."""
+        return await self.loops.run(SERVICE, self.make_check(plugin, timeout), timeout=timeout)
+
+    def make_check(self, plugin: HealthCheck | WireCheck, timeout: float) -> Callable[[], Awaitable[object]]:
+        """Return what makes the coroutine of one check; a wire check is conversed with."""
+        if isinstance(plugin, HealthCheck):
+            return lambda: plugin.check(self.contexts.for_check(SERVICE, plugin, timeout))
+        return lambda: converse(plugin, timeout)
+
+    async def run(self, make: Callable[[], Awaitable[object]], timeout: float, kind: Kind = "other") -> Outcome:
+        """Run any coroutine of a plugin."""
+        return await self.loops.run(SERVICE, make, timeout=timeout, kind=kind)
+
+    async def cancelled_after(
+        self, seconds: float, make: Callable[[], Awaitable[object]], kind: Kind = "check"
+    ) -> tuple[Outcome, float]:
+        """Start a coroutine, cancel it after `seconds`; return its outcome and how long the cancelling took."""
+        ended = anyio.Event()
+        heard: list[Outcome] = []
+
+        def done(outcome: Outcome) -> None:
+            heard.append(outcome)
+            ended.set()
+
+        call: Call = self.loops.submit(SERVICE, make, timeout=60.0, done=done, kind=kind)
+        with anyio.move_on_after(seconds):
+            await ended.wait()
+        began = time.monotonic()
+        call.cancel()
+        await ended.wait()
+        return heard[0], time.monotonic() - began
+
+    async def longest_gap(self, make: Callable[[], Awaitable[object]], timeout: float, kind: Kind = "check") -> float:
+        """Run a coroutine; return the longest time, in seconds, that its loop did nothing else meanwhile."""
+        gap, over = 0.0, threading.Event()
+
+        async def tick() -> None:
+            nonlocal gap
+            before = time.monotonic()
+            while not over.is_set():
+                await asyncio.sleep(0.002)
+                now = time.monotonic()
+                gap, before = max(gap, now - before), now
+
+        async def both() -> None:
+            ticking = asyncio.ensure_future(tick())
+            await asyncio.sleep(0.01)
+            try:
+                await make()
+            finally:
+                await asyncio.sleep(0.005)
+                over.set()
+                await ticking
+
+        await self.loops.run(SERVICE, both, timeout=timeout + 1.0, kind=kind)
+        return gap
+
+    async def open_now(self) -> Open:
+        """Close what is kept and count what is open: by the second time nothing may have been added."""
+        await self.loops.close_kept(SERVICE)
+
+        async def tasks() -> int:
+            mine = asyncio.current_task()
+            return sum(task is not mine for task in asyncio.all_tasks())
+
+        kinds: tuple[Kind, ...] = ("check", "action")  # each has a loop of its own
+        counted = [await self.loops.run(f"{SERVICE}-count", tasks, timeout=5.0, kind=kind) for kind in kinds]
+        gc.collect()
+        ours = ("selfheal-", "fault-server")
+        return Open(
+            descriptors=descriptors(),
+            threads=sum(not thread.name.startswith(ours) for thread in threading.enumerate()),
+            tasks=sum(outcome.value for outcome in counted if isinstance(outcome.value, int)),
+            processes=len(children()),
+        )
+
+    async def settled(self, before: Open, seconds: float = 2.0) -> Open:
+        """Count until nothing has been added to `before`, at most so many seconds; return the last count."""
+        end = time.monotonic() + seconds
+        while (now := await self.open_now()).more_than(before) and time.monotonic() < end:  # noqa: ASYNC110  # closing sets no event
+            await anyio.sleep(0.02)
+        return now
+
+    def named(self, *kinds: str) -> list[str]:
+        """Return what was reported, of these kinds."""
+        return [str(report) for report in self.reports if report.kind in kinds]
+
+
+@attrs.frozen(kw_only=True)
+class Open:
+    """What is open in this process."""
+
+    descriptors: int
+    threads: int
+    tasks: int
+    processes: int
+
+    def more_than(self, other: Open) -> dict[str, int]:
+        """Return what there is more of than in `other`, and how much."""
+        mine, theirs = attrs.asdict(self), attrs.asdict(other)
+        return {name: mine[name] - theirs[name] for name in mine if mine[name] > theirs[name]}
+
+
+def on_every_host(body: Callable[[Stage], Awaitable[None]]) -> None:
+    """Run `body` on an asyncio host and, where trio is installed, on a trio host; the plugin is on asyncio in both."""
+
+    async def staged() -> None:
+        stage = Stage()
+        try:
+            await body(stage)
+        finally:
+            await stage.loops.aclose(2.0)
+            stage.contexts.threads.close()
+
+    for backend in ("asyncio", "trio"):
+        if backend == "asyncio" or importlib.util.find_spec("trio") is not None:
+            anyio.run(staged, backend=backend)
+
+
+def verdict_of(outcome: Outcome) -> CheckResult:
+    """Return what the runner makes of a raw outcome."""
+    return of_outcome(outcome, timeout=outcome.ended - outcome.started)
+
+
+def descriptors() -> int:
+    """Return how many descriptors this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def children() -> set[int]:
+    """Return the processes that descend from this one and still run."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            except OSError:  # it has just ended
+                continue
+            if fields[0] != b"Z":
+                parents[int(entry.name)] = int(fields[1])
+    found = {os.getpid()}
+    while grown := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= grown
+    return found - {os.getpid()}
