@@ -114,7 +114,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def reference(session: nox.Session) -> None:
     """Write the tables of ``docs/reference/`` anew from the code."""
-    session.install("-e", ".")
+    group(session, "docs")
     session.run("python", "docs/_generate.py", *session.posargs)
 
 

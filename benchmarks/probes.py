@@ -113,7 +113,8 @@ class Pace:
     def report(self) -> str:
         late = sorted(self.late)
         each = self.used / self.done * 1e6
-        return f"{self.done} {self.failed} {each:.3f} {late[len(late) // 2] * 1e3:.3f} {late[len(late) * 99 // 100] * 1e3:.3f}"
+        p50, p99 = late[len(late) // 2] * 1e3, late[len(late) * 99 // 100] * 1e3
+        return f"{self.done} {self.failed} {each:.3f} {p50:.3f} {p99:.3f}"
 
 
 def cpu() -> float:
@@ -123,7 +124,7 @@ def cpu() -> float:
 
 def child(backend: str, kind: str, port: int, rate: int, seconds: float, mute: int, mute_address: str) -> None:
     """One round of ours, in a process of its own."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     async def main() -> None:
@@ -149,8 +150,8 @@ def memory(port: int, kind: str, count: int = 1000) -> float:
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
         pace.fill([KINDS[kind](address) for address in addresses(port, count)])
-        first = pace.runner
-        readiness = Readiness(first.fd, first.poll, pace.beat)
+        runner = pace.runner
+        readiness = Readiness(runner.fd, runner.poll, pace.beat)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(readiness.run)
             await pace.over.wait()
@@ -159,7 +160,7 @@ def memory(port: int, kind: str, count: int = 1000) -> float:
         gc.collect()
         each = (tracemalloc.get_traced_memory()[0] - before) / count
         tracemalloc.stop()
-        first.close()
+        runner.close()
         return each
 
     return asyncio.run(main())

@@ -12,6 +12,7 @@ import ast
 import difflib
 import importlib
 import inspect
+import pkgutil
 import re
 import sys
 import tomllib
@@ -138,7 +139,7 @@ IN_A_FILE: Mapping[str, str] = {
 
 def holds(field: attrs.Attribute[Any]) -> str:
     """Return what a key of the file holds."""
-    kind = kind_of(field)
+    kind = kind_of(field).removesuffix(" | None")
     if listed := re.fullmatch(r"(?:tuple|frozenset)\[(.+?)(?:, \.\.\.)?\]", kind):
         return f"list of {_worded(listed[1])}"
     if kind.startswith("Mapping["):
@@ -170,7 +171,9 @@ def shown(value: Any) -> str:
         return {True: "true", False: "false", None: "none"}[value]
     if isinstance(value, float):
         return number(value) if isfinite(value) else "never"
-    if isinstance(value, (tuple, list, frozenset, set)):
+    if isinstance(value, (frozenset, set)):
+        return "[" + ", ".join(sorted(shown(item) for item in value)) + "]"
+    if isinstance(value, (tuple, list)):
         return "[" + ", ".join(shown(item) for item in value) + "]"
     if isinstance(value, Mapping):
         return "{}" if not value else str(dict(value))
@@ -442,8 +445,19 @@ def wire() -> str:
 
 
 def testing() -> str:
-    """The public names of the testing kit."""
-    return names_of("selfheal.testing")
+    """The public names of the testing kit, one section for each of its modules."""
+    parts = []
+    for name, module in testing_modules().items():
+        about = prose(module.__doc__)
+        parts.append(f"### {name}\n\n{about}\n\n{names_of(name)}")
+    return "\n".join(parts)
+
+
+def testing_modules() -> dict[str, types.ModuleType]:
+    """Return the modules of the testing kit that define public names."""
+    package = load("selfheal.testing")
+    found = {part.name: load(part.name) for part in pkgutil.iter_modules(package.__path__, "selfheal.testing.")}
+    return {name: module for name, module in found.items() if public_names(module)}
 
 
 def library() -> str:
@@ -454,7 +468,7 @@ def library() -> str:
 def names_of(module_name: str) -> str:
     """Return a table of a module's public names, and one of the methods of each class that is more than data."""
     module = load(module_name)
-    public: Iterable[str] = getattr(module, "__all__", None) or own_names(module)
+    public = public_names(module)
     rows, methods = [], []
     for name in public:
         value = getattr(module, name)
@@ -471,9 +485,9 @@ def names_of(module_name: str) -> str:
     return table(("Name", "What it is"), rows) + ("\n" + table(("Method", "What it does"), methods) if methods else "")
 
 
-def own_names(module: types.ModuleType) -> list[str]:
-    """Return the public names a module defines itself."""
-    return [
+def public_names(module: types.ModuleType) -> list[str]:
+    """Return what a module offers: its `__all__`, or else the public classes and functions it defines itself."""
+    return list(getattr(module, "__all__", ())) or [
         name
         for name, value in vars(module).items()
         if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__ and callable(value)

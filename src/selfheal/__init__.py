@@ -1,1 +1,113 @@
 """selfheal watches services, decides when one has really failed, repairs them, and proves the repair."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, files
+
+from selfheal.core.model import (
+    Backoff,
+    Budget,
+    Cause,
+    CheckResult,
+    Effect,
+    Instance,
+    Limits,
+    Notification,
+    Priority,
+    Run,
+    Settled,
+    Severity,
+    State,
+    Step,
+    Verdict,
+    Window,
+)
+from selfheal.core.routing import Route
+from selfheal.errors import (
+    ActionFailed,
+    ConfigurationError,
+    ControlError,
+    JournalDamaged,
+    JournalError,
+    JournalHeld,
+    JournalTooNew,
+    NotificationFailed,
+    NotRunning,
+    PluginError,
+    RequestRefused,
+    SelfhealError,
+)
+from selfheal.hookspecs import hookimpl
+from selfheal.ladder import RecoveryAction
+from selfheal.plugins import Action, ActionContext, CheckContext, Context, HealthCheck, Notifier, Watching, Workload
+from selfheal.secret import Secret
+from selfheal.service import Canary, RecoveryStrategy, Service
+from selfheal.supervisor import Supervisor
+from selfheal.wire import PeerClosed, Target, Tls, WireCheck
+
+
+def _refuse_namesake() -> None:
+    """Say it in one sentence when the unrelated distribution `selfheal` shares our folder of the import path."""
+    try:
+        shipped = files("selfheal") or ()
+    except PackageNotFoundError:
+        return
+    if any(file.parts and file.parts[0] == "selfheal" for file in shipped):
+        raise ImportError(
+            "the unrelated distribution `selfheal` is installed and owns this import package too: "
+            "run `pip uninstall selfheal` and then `pip install --force-reinstall selfheal-core`"
+        )
+
+
+_refuse_namesake()
+
+__all__ = [
+    "Action",
+    "ActionContext",
+    "ActionFailed",
+    "Backoff",
+    "Budget",
+    "Canary",
+    "Cause",
+    "CheckContext",
+    "CheckResult",
+    "ConfigurationError",
+    "Context",
+    "ControlError",
+    "Effect",
+    "HealthCheck",
+    "Instance",
+    "JournalDamaged",
+    "JournalError",
+    "JournalHeld",
+    "JournalTooNew",
+    "Limits",
+    "NotRunning",
+    "Notification",
+    "NotificationFailed",
+    "Notifier",
+    "PeerClosed",
+    "PluginError",
+    "Priority",
+    "RecoveryAction",
+    "RecoveryStrategy",
+    "RequestRefused",
+    "Route",
+    "Run",
+    "Secret",
+    "SelfhealError",
+    "Service",
+    "Settled",
+    "Severity",
+    "State",
+    "Step",
+    "Supervisor",
+    "Target",
+    "Tls",
+    "Verdict",
+    "Watching",
+    "Window",
+    "WireCheck",
+    "Workload",
+    "hookimpl",
+]

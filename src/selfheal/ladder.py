@@ -159,6 +159,18 @@ class ResolvedStep:
     method: str = "run"
 
 
+def needed_actions(services: Iterable[Laddered], callbacks: Callbacks) -> frozenset[tuple[str, str]]:
+    """Return the plugin actions that these ladders may need, as `load_plugins` takes them (`needed`)."""
+    return frozenset(
+        ("action", f"{service.kind}.{verb}")
+        for service in services
+        for verb in {rung.step.action for rung in service.recovery_actions if rung.by is None} - {MANUAL}
+        if service.kind is not None
+        and (service.name, verb) not in callbacks
+        and not (verb in METHODS and isinstance(service.workload, METHODS[verb]))
+    )
+
+
 def resolve_all(
     services: Iterable[Laddered], callbacks: Callbacks, actions: Mapping[str, type[Any]]
 ) -> dict[str, tuple[ResolvedStep, ...]]:
@@ -266,9 +278,9 @@ def _with_arguments(rung: Rung, known: Sequence[str] | None) -> Step:
         if known is not None and key not in known:
             readable = (*STEP_KEYS, *known)
             hint = Spelling(readable).hint(key) or f"it reads: {', '.join(readable)}"
-            raise _Unresolved(f'"{key:.80}" is unknown to {rung.step.action}', hint)
+            raise _Unresolved(f"{key!a:.80} is unknown to {rung.step.action}", hint)
         if not (value is None or isinstance(value, (str, int, float, bool))):
-            raise _Unresolved(f'"{key:.80}" is neither text, number, true nor false', "arguments are plain values")
+            raise _Unresolved(f"{key!a:.80} is neither text, number, true nor false", "arguments are plain values")
     to = rung.options.get("to")
     if (
         rung.step.action == "scale_up"
@@ -296,7 +308,7 @@ def _made(cls: type[Any], options: Mapping[str, Any], name: str) -> Any:
         if key not in fields:
             readable = (*STEP_KEYS, *fields)
             hint = Spelling(readable).hint(key) or f"it reads: {', '.join(readable)}"
-            raise _Unresolved(f'"{key:.80}" is unknown to {name}', hint)
+            raise _Unresolved(f"{key!a:.80} is unknown to {name}", hint)
     try:
         return cls(**options)
     except (TypeError, ValueError) as problem:

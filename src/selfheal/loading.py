@@ -156,7 +156,7 @@ class Tables:
     def why_not(self, section: str, kind: str) -> tuple[str, str]:
         """Return a message and a hint for a kind that no table has."""
         table = self.section(section)
-        message = f'there is no {section} "{kind}"'
+        message = f'there is no {section} "{kind:.80}"'
         if rivals := table.contested(kind):
             return f"{message}: {' and '.join(rivals)} both claim it", "let one of them in with `plugins = [...]`"
         extra = (FRONTEND_EXTRAS if section == "frontend" else EXTRAS).get(kind)

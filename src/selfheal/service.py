@@ -403,8 +403,9 @@ def _feed(feed: Callable[..., None], value: object) -> None:
         case _ if attrs.has(cls := type(value)):
             feed("object", _named(cls))
             for field in attrs.fields(cls):
-                feed("field", field.name)
-                _feed(feed, getattr(value, field.name, None))
+                if field.init:  # the others follow from these, or are memory
+                    feed("field", field.name)
+                    _feed(feed, getattr(value, field.name, None))
         case _:
             feed("other", _named(value if hasattr(value, "__qualname__") else type(value)))
 

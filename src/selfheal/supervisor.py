@@ -13,7 +13,7 @@ from pathlib import Path
 from secrets import token_hex
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -24,7 +24,7 @@ from selfheal import views
 from selfheal.calendar import Calendar, MaintenanceWindow
 from selfheal.core.messages import Requested
 from selfheal.core.model import Limits
-from selfheal.core.records import Answered, Record
+from selfheal.core.records import Answered
 from selfheal.core.routing import Route
 from selfheal.errors import NotRunning, RequestRefused
 from selfheal.loading import load_plugins
@@ -63,7 +63,7 @@ class Supervisor:
         name: str = "selfheal",
         seed: int = 0,
         plugins: Iterable[str] | None = None,
-        observers: Iterable[Callable[[Record], object]] = (),
+        observers: Iterable[Callable[[Mapping[str, Any]], object]] = (),
     ) -> None:
         self.name = name
         self.journal = Path(journal) if journal is not None else None
@@ -116,7 +116,7 @@ class Supervisor:
 
     # -- life --------------------------------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Supervisor:
+    async def __aenter__(self) -> Self:
         if self._stack is not None:
             raise RuntimeError("this supervisor is running already")
         self._stack = AsyncExitStack()
@@ -166,7 +166,8 @@ class Supervisor:
 
     def _plan(self) -> Plan:
         tables = load_plugins(self._allowed, needed=())
-        observers = (*tables.observers, *(("application", observer) for observer in self._observers))
+        observers: list[tuple[str, Callable[[Mapping[str, Any]], object]]] = [*tables.observers]
+        observers += [("application", observer) for observer in self._observers]
         threaded, application = self._elsewhere
         return Plan(
             roster=partial(self._roster, tuple(self._services.values())),
@@ -174,7 +175,7 @@ class Supervisor:
             notifiers=self._notifiers,
             routes=self._routes,
             calendar=self._calendar,
-            observers=observers,
+            observers=tuple(observers),
             threaded=threaded,
             application=application,
         )
@@ -222,9 +223,7 @@ class Supervisor:
         left = {key: service for key, service in self._services.items() if key != name}
         await self._change(left, f"remove {name}", actor, confirmed=confirmed)
 
-    async def _change(
-        self, services: dict[str, Service], reason: str, actor: str, *, confirmed: bool = False
-    ) -> None:
+    async def _change(self, services: dict[str, Service], reason: str, actor: str, *, confirmed: bool = False) -> None:
         running = self._at_work()
         key = running.journal.derive("fingerprints")
         roster = await anyio.to_thread.run_sync(self._roster, tuple(services.values()), key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -329,6 +330,8 @@ async def test_a_daemon_that_a_start_command_leaves_behind_lives_on(tmp_path: Pa
 
 
 async def test_s25_an_action_at_its_deadline_is_ended_and_says_so() -> None:
-    workload = CommandWorkload(inspect=["true"], restart=sh("echo waiting for the lock; sleep 300"))
+    workload = CommandWorkload(inspect=["true"], restart=sh("trap '' TERM; echo waiting for the lock; sleep 300"))
+    began = time.monotonic()
     with pytest.raises(ActionFailed, match=r"not finished after .* s, and ended by us: waiting for the lock"):
         await workload.restart(Given(remaining=1.5))
+    assert time.monotonic() - began < 1.5, "killing included"

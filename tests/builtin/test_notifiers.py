@@ -240,6 +240,8 @@ async def test_a_status_says_whether_to_try_again(status: int, permanent: bool, 
     assert str(status) in str(failure)
     assert str(failure).isprintable()
     assert len(receiver.requests) == 1, "a redirect is never followed"
+    assert ("redirects are not followed" in str(failure)) is (status == 301)
+    assert "192.0.2.1" not in str(failure)
 
 
 async def test_retry_after_is_handed_on(receiver: Receiver, call: Call) -> None:
@@ -538,6 +540,16 @@ async def test_a_secret_url_that_does_not_work_is_not_quoted(secret: Secret, say
     failure = await failure_of(WebhookNotifier(url=secret, private=True), call)
     assert says in str(failure)
     assert CANARY not in everything(failure)
+
+
+async def test_the_host_of_a_secret_url_is_not_named_when_it_refuses(
+    receiver: Receiver, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = socket.getaddrinfo
+    monkeypatch.setattr("socket.getaddrinfo", lambda host, *a, **k: really(host.replace(CANARY, "127.0.0.1"), *a, **k))
+    receiver.close()
+    failure = await failure_of(WebhookNotifier(url=Secret(f"http://{CANARY}:{receiver.port}/"), private=True), call)
+    assert str(failure) == "the host of the URL: Connection refused"
 
 
 @pytest.mark.parametrize("value", [f"{CANARY}\r\nX-Evil: 1", f"{CANARY}\x00", f"{CANARY}\u2028", " "])

@@ -195,7 +195,9 @@ async def test_a_hung_program_is_replaced(notes: Path) -> None:
     await process.start(Given())
     await until(lambda: len(living(notes)) == 1)
     assert proc.deliver(living(notes)[0], signal.SIGSTOP)
+    began = time.monotonic()
     await process.restart(Given(key="2"))
+    assert time.monotonic() - began < 1.9, "it was continued, and obeyed"
     await until(lambda: len(written(notes)) == 2)
     assert len(living(notes)) == 1
 
@@ -263,7 +265,8 @@ async def test_s31_scaling_goes_upwards_only_and_stays(notes: Path) -> None:
     six = await process.inspect(Given())
     assert six.count == 6
     assert six.id.startswith(five.id)
-    await process.restart(Given(key="4"))
+    await process.scale_up(Given(key="4", arguments={"to": 3}))
+    await process.restart(Given(key="5"))
     assert (await process.inspect(Given())).count == 6
     await until(lambda: len(living(notes)) == 6)
 
@@ -313,6 +316,25 @@ def pidfds() -> int:
         except FileNotFoundError:
             continue
     return found
+
+
+async def test_a_child_that_hid_from_its_parent_its_session_and_its_environment_ends_with_the_program(
+    notes: Path,
+) -> None:
+    """It is found as long as its parent lives, so it is looked for before anything is ended."""
+    code = """
+if not os.fork():
+    os.setsid(); note(); os.execve("/bin/sleep", ["sleep", "600"], {})
+note(); time.sleep(600)"""
+    process = workload(notes, code)
+    await process.start(Given())
+    await until(lambda: len(living(notes)) == 2 and any(b"SELF" not in environ(each) for each in living(notes)))
+    await process.stop(Given(key="2"))
+    assert living(notes) == []
+
+
+def environ(identity: proc.Identity) -> bytes:
+    return proc.environment_of(identity.pid)
 
 
 # -- watching --------------------------------------------------------------------------------------------------------

@@ -227,6 +227,8 @@ async def test_no_crash_between_any_two_steps_starts_anything_twice(scene: Scene
         outcome = await successor.probe(Given(key="crashed"))
         outcomes.add(outcome)
         before = list(scene.living())
+        if scene.launcher._marked():
+            assert seen.run is Run.RUNNING, f"what runs after step {crash_at} is known before anything is started"
         await successor.start(Given(key=f"after {crash_at}", expected=seen))
         await scene.until(lambda: len(scene.living()) == 1)
         if seen.run is Run.RUNNING:

@@ -51,6 +51,7 @@ def note(path=sys.argv[1] if len(sys.argv) > 1 else None):
         file.write(f"{os.getpid()} {start}\\n")
 def detach():
     if os.fork():
+        os.wait()
         return False
     os.setsid()
     if os.fork():
@@ -176,9 +177,14 @@ async def test_s25_daemons_that_left_parent_group_and_session_are_found_and_ende
     assert nobody_lives(notes)
 
 
-async def test_a_stopped_command_is_ended_too(notes: Path) -> None:
-    code = "note(); os.kill(os.getpid(), signal.SIGSTOP); time.sleep(60)"
-    assert (await run(python(code, notes), timeout=1.0, grace=0.2)).expired
+async def test_a_stopped_command_is_continued_so_that_it_can_end(notes: Path) -> None:
+    code = """
+def bye(*_):
+    print("bye", flush=True); os._exit(0)
+signal.signal(signal.SIGTERM, bye)
+note(); os.kill(os.getpid(), signal.SIGSTOP); time.sleep(60)"""
+    finished = await run(python(code, notes), timeout=1.0, grace=5.0)
+    assert finished == Finished(expired=True, output="bye\n")
     assert len(written(notes)) == 1
     assert nobody_lives(notes)
 

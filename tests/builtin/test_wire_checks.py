@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,7 +93,7 @@ def test_however_a_reply_is_cut_the_conclusion_is_the_same(number: int) -> None:
         assert conclude(check, [reply[low:high] for low, high in pairwise(cuts)]) == wanted, cuts
 
 
-# -- tcp ------------------------------------------------------------------------------------------------------------------
+# -- tcp -------------------------------------------------------------------------------------------------------------
 
 
 def test_tcp_reads_addresses() -> None:
@@ -111,7 +112,7 @@ def test_tcp_refuses_what_is_no_address(address: str) -> None:
         TcpCheck(address=address)
 
 
-# -- http -----------------------------------------------------------------------------------------------------------------
+# -- http ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_a_secret_header_is_revealed_for_each_connection_and_printed_never() -> 
     assert "Authorization" in repr(check)
 
 
-@pytest.mark.parametrize("secret", [Secret("a\r\nb"), Secret(lambda: open("/nonexistent").read())])
+@pytest.mark.parametrize("secret", [Secret("a\r\nb"), Secret(Path("/nonexistent").read_text)])
 def test_a_secret_that_cannot_be_used_is_inconclusive(secret: Secret) -> None:
     assert verdict(http(headers={"A": secret}), b"") == (Verdict.INCONCLUSIVE, Cause.CONFIG)
 
@@ -215,7 +216,7 @@ def test_https_has_a_target_with_tls_and_http_has_none() -> None:
     assert over_unix.tls.server_name == "h.example"
 
 
-# -- redis ----------------------------------------------------------------------------------------------------------------
+# -- redis -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -286,5 +287,5 @@ def test_no_password_is_printed() -> None:
 
 
 def test_a_password_that_cannot_be_read_is_inconclusive() -> None:
-    check = RedisPing(url="redis://h", password=Secret(lambda: open("/nonexistent").read()))
+    check = RedisPing(url="redis://h", password=Secret(Path("/nonexistent").read_text))
     assert verdict(check, b"") == (Verdict.INCONCLUSIVE, Cause.CONFIG)

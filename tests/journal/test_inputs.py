@@ -10,7 +10,6 @@ import pytest
 from selfheal.core.messages import (
     ActionFinished,
     CheckFinished,
-    Event,
     FleetProposed,
     JournalChanged,
     Requested,
@@ -34,9 +33,11 @@ from selfheal.core.model import (
     Verdict,
 )
 from selfheal.core.records import decode
+from selfheal.core.routing import DeliveryFinished
 from selfheal.errors import JournalDamaged, JournalTooNew
 from selfheal.journal import inputs
 from selfheal.journal.inputs import INPUTS, decode_input, encode_input, stored_input, stored_record, to_bytes
+from selfheal.journal.store import Input
 
 FLEET = Fleet(
     policies=(
@@ -45,7 +46,7 @@ FLEET = Fleet(
     )
 )
 
-EVENTS: list[Event] = [
+EVENTS: list[Input] = [
     Started(at=0.1 + 0.2, resumes=1e-300, fleet=FLEET),
     WokeLate(at=1.0, late=0.3),
     CheckFinished(
@@ -74,16 +75,17 @@ EVENTS: list[Event] = [
     FleetProposed(at=6.0, id="p", actor="alice", fleet=FLEET, confirmed=True),
     WindowChanged(at=7.0, window="w", services=("a", "b"), active=True, until=float("inf")),
     JournalChanged(at=8.0, well=True),
+    DeliveryFinished(at=9.0, notification="n1", notifier="oncall", error="410 Gone", permanent=True),
 ]
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
-def test_an_input_comes_back_as_it_went_in(event: Event) -> None:
+def test_an_input_comes_back_as_it_went_in(event: Input) -> None:
     assert decode_input(json.loads(to_bytes(encode_input(event)))) == event
 
 
-def test_every_event_but_time_passed_has_a_stored_form() -> None:
-    assert set(typing.get_args(Event)) - {TimePassed} == set(INPUTS.values())
+def test_every_input_but_time_passed_has_a_stored_form() -> None:
+    assert set(typing.get_args(Input)) - {TimePassed} == set(INPUTS.values())
     assert {type(event) for event in EVENTS} == set(INPUTS.values())
     with pytest.raises(TypeError, match="TimePassed is not stored"):
         encode_input(TimePassed(at=1.0))

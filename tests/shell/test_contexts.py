@@ -200,6 +200,26 @@ async def test_a_call_cancelled_before_its_deadline_is_waited_for_not_called_stu
         assert (await loops.run("redis", make, timeout=2.0)).ending is Ending.VALUE  # type: ignore[arg-type]
 
 
+async def test_a_function_whose_caller_gave_up_before_it_began_never_runs() -> None:
+    release, ran = threading.Event(), threading.Event()
+    async with running() as (loops, contexts, _):
+
+        async def gives_up() -> None:
+            context = contexts.plain("redis", object(), 5.0)
+            first = asyncio.ensure_future(context.blocking(release.wait))
+            await asyncio.sleep(0.01)
+            second = asyncio.ensure_future(context.blocking(ran.set))
+            await asyncio.sleep(0.01)
+            second.cancel()
+            await asyncio.wait([second])
+            release.set()
+            await first
+            await context.blocking(int)
+
+        assert (await loops.run("redis", gives_up, timeout=5.0)).ending is Ending.VALUE
+    assert not ran.is_set()
+
+
 @pytest.mark.real_time
 async def test_eight_thousand_random_cancellations_leave_the_thread_free() -> None:
     chance = random.Random(7)

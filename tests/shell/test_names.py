@@ -141,7 +141,7 @@ def test_the_systems_lookup_gives_each_address_once() -> None:
     assert len(found) == len(set(found))
 
 
-# -- seen from a check ----------------------------------------------------------------------------------------------------
+# -- seen from a check -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.anyio

@@ -7,9 +7,10 @@ import os
 import resource
 import select
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any, ClassVar
@@ -80,7 +81,7 @@ class Says:
 
     kind: ClassVar[str] = "says"
     address: str
-    says: Callable[[], Any]
+    says: Callable[[], Talk]
     keep: bool = False
 
     def target(self) -> Target:
@@ -91,7 +92,7 @@ class Says:
         return self.says()
 
 
-# -- when things are told ---------------------------------------------------------------------------------------------
+# -- when things are told --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("server", [servers.refuse, servers.hang])
@@ -176,7 +177,7 @@ def test_latency_is_that_of_the_service(turned: Turned) -> None:
     assert 0.1 <= ended - started < 1.0
 
 
-# -- deadlines ----------------------------------------------------------------------------------------------------------
+# -- deadlines -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.real_time
@@ -228,7 +229,7 @@ def test_an_address_that_swallows_connections_leaves_time_for_the_next() -> None
             turned.runner.close()
 
 
-# -- kept connections ---------------------------------------------------------------------------------------------------
+# -- kept connections ------------------------------------------------------------------------------------------------
 
 
 def closing_after(pings: int, *, at_rest: bool) -> Any:
@@ -274,6 +275,39 @@ def test_a_connection_that_dies_at_rest_is_told_as_lost_once_and_proves_nothing(
         assert turned.lost == [lane]
         assert turned.runner.connections == 0
         assert turned.run(lane) is PASSING
+
+
+def test_a_forgotten_lane_is_never_spoken_of_again(turned: Turned) -> None:
+    with closing_after(1, at_rest=True) as address:
+        lane = turned.runner.lane(RedisPing(url=f"redis://{address}"), 2.0, None)
+        assert turned.run(lane) is PASSING
+        other = turned.runner.lane(TcpCheck(address=address), 2.0, None)
+        turned.runner.start(lane, monotonic())
+        turned.then = lambda told: turned.runner.forget(lane)
+        turned.runner.start(other, monotonic())
+        turned.runner.flush()
+        turned.runner.poll()
+        assert [told for told, _ in turned.told] == [lane, other]
+        assert turned.lost == []
+        assert turned.runner.connections == 0
+
+
+def test_a_lost_connection_is_not_told_when_a_check_has_begun_since(turned: Turned) -> None:
+    with closing_after(1, at_rest=True) as address, servers.refuse() as dead:
+        lane = turned.runner.lane(RedisPing(url=f"redis://{address}"), 2.0, None)
+        assert turned.run(lane) is PASSING
+        threading.Event().wait(0.2)  # the end has come, and was not looked at
+        turned.runner.start(turned.runner.lane(TcpCheck(address=dead), 2.0, None), monotonic())
+
+        def begin(told: Lane) -> None:
+            turned.then = lambda told: None
+            turned.runner.start(lane, monotonic())
+
+        turned.then = begin
+        turned.runner.poll()
+        assert turned.lost == []
+        turned.turn(lambda: len(turned.told) == 3)
+        assert turned.told[2] == (lane, PASSING)
 
 
 def test_an_answer_and_the_end_in_one_event_are_both_noticed(turned: Turned) -> None:
@@ -352,7 +386,7 @@ def test_http_on_a_kept_connection_is_read_to_the_end_of_each_answer(turned: Tur
     assert len(connections) == (1 if keep else 3)
 
 
-# -- whose fault --------------------------------------------------------------------------------------------------------
+# -- whose fault -----------------------------------------------------------------------------------------------------
 
 
 def test_no_descriptors_left_is_our_own_want(turned: Turned) -> None:
@@ -412,7 +446,7 @@ def test_s64_a_failing_check_leaves_no_connection_open(turned: Turned) -> None:
         turned.turn(lambda: descriptors() <= before)  # the server's own ends are closed by its threads
 
 
-# -- talks that misbehave -------------------------------------------------------------------------------------------------
+# -- talks that misbehave --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("raised", [SystemExit, GeneratorExit, RecursionError, MemoryError, StopIteration])
@@ -442,7 +476,8 @@ def test_a_persons_interrupt_is_not_swallowed(turned: Turned) -> None:
 
 def test_a_talk_that_is_no_generator_is_a_configuration_error(turned: Turned) -> None:
     with servers.answer(OK) as address:
-        result = turned.run(Says(address=address, says=lambda: "hello"))
+        check = Says(address=address, says=lambda: "hello")  # type: ignore[arg-type, return-value]
+        result = turned.run(check)
     assert (result.verdict, result.cause) == (Verdict.INCONCLUSIVE, Cause.CONFIG)
 
 
@@ -477,10 +512,8 @@ def test_a_talk_that_cannot_be_closed_is_kept_and_never_run_again(turned: Turned
     def clings() -> Talk:
         begun.append(1)
         while not release.is_set():
-            try:
+            with suppress(GeneratorExit):
                 yield b""
-            except GeneratorExit:
-                pass
         return PASSING
 
     with servers.hang() as address:
@@ -529,6 +562,30 @@ def test_what_is_said_while_the_kernel_is_full_comes_after_what_was_said_before(
     assert bytes(heard) == b"a" * 8_000_000 + b"end"
 
 
+def test_last_words_are_heard_though_sending_failed_before_them(turned: Turned) -> None:
+    gone = threading.Event()
+
+    def speak(client: socket.socket, stop: threading.Event) -> None:
+        client.recv(4096)
+        client.sendall(b"x" * 4096 + b"last words")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        gone.set()
+
+    def talk() -> Talk:
+        data = yield b"hello"
+        while not data.endswith(b"last words"):
+            data += yield b"more?"
+        return PASSING
+
+    with servers.serve(speak) as address:
+        lane = turned.runner.lane(Says(address=address, says=talk), 2.0, None)
+        turned.runner.start(lane, monotonic())
+        assert gone.wait(5)
+        turned.turn(lambda: bool(turned.told))
+        assert turned.told == [(lane, PASSING)]
+
+
 def test_the_end_of_the_peer_is_raised_and_the_talk_may_conclude_from_it(turned: Turned) -> None:
     def to_the_end() -> Talk:
         seen = yield b"hello"
@@ -542,7 +599,7 @@ def test_the_end_of_the_peer_is_raised_and_the_talk_may_conclude_from_it(turned:
         assert turned.run(Says(address=address, says=to_the_end)) is PASSING
 
 
-# -- the kernel's traps ---------------------------------------------------------------------------------------------------
+# -- the kernel's traps ----------------------------------------------------------------------------------------------
 
 
 def test_a_stray_event_of_a_copied_descriptor_connects_nobody(turned: Turned) -> None:

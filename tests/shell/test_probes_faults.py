@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from selfheal.core.model import PASSING, Cause, CheckResult, Verdict
 from selfheal.testing import servers
 from selfheal.testing.converse import converse
 from selfheal.testing.probing import probing
-from selfheal.wire import Talk, Target, WireCheck, failing, read_until
+from selfheal.wire import PeerClosed, Talk, Target, WireCheck, failing, read_until
 
 P, W, F, I = Verdict.PASSING, Verdict.WARNING, Verdict.FAILING, Verdict.INCONCLUSIVE  # noqa: E741
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -28,7 +28,7 @@ class Talking:
 
     kind: ClassVar[str] = "talking"
     address: str
-    says: Callable[[], Any]
+    says: Callable[[], Talk]
     limit: int = 65536
 
     def target(self) -> Target:
@@ -56,15 +56,16 @@ def raises() -> Talk:
 
 def returns_text() -> Talk:
     yield b"x"
-    return "down"
+    return "down"  # type: ignore[return-value]
 
 
-def returns_nothing() -> Talk:
+def returns_nothing() -> Talk:  # type: ignore[return]
     yield b"x"
 
 
 def yields_text() -> Talk:
-    yield "PING"
+    yield "PING"  # type: ignore[misc]
+    return PASSING
 
 
 def asks_for_ever() -> Talk:
@@ -73,11 +74,16 @@ def asks_for_ever() -> Talk:
 
 
 def swallows_the_end() -> Talk:
+    yield b"x"
     while True:
-        try:
+        with suppress(PeerClosed):
             yield b""
-        except Exception:
-            pass
+
+
+def reads_all() -> Talk:
+    yield b"GET"
+    while True:
+        yield b""
 
 
 def forges_a_verdict() -> Talk:
@@ -97,7 +103,7 @@ def ping(address: str) -> WireCheck:
     return RedisPing(url=f"redis://{address}")
 
 
-def says(talk: Callable[[], Any], **options: Any) -> Callable[[str], WireCheck]:
+def says(talk: Callable[[], Talk], **options: Any) -> Callable[[str], WireCheck]:
     return lambda address: Talking(address=address, says=talk, **options)
 
 
@@ -157,15 +163,9 @@ CASES: dict[str, Case] = {
     "talk returns nothing": (lambda: servers.answer(OK), says(returns_nothing), I, Cause.CONFIG),
     "talk yields text": (lambda: servers.answer(OK), says(yields_text), I, Cause.CONFIG),
     "talk waits for ever": (servers.hang, says(asks_for_ever), F, Cause.TIMEOUT),
-    "talk swallows the end": (lambda: servers.half_close(b""), says(swallows_the_end), F, Cause.TIMEOUT),
-    "byte cap": (servers.endless_body, says(lambda: _reads_all(), limit=5000), F, Cause.ERROR),
+    "talk swallows the end": (lambda: servers.half_close(b""), says(swallows_the_end), F, Cause.UNREACHABLE),
+    "byte cap": (servers.endless_body, says(reads_all, limit=5000), F, Cause.ERROR),
 }
-
-
-def _reads_all() -> Talk:
-    yield b"GET"
-    while True:
-        yield b""
 
 
 @pytest.mark.anyio
@@ -213,6 +213,22 @@ async def test_a_certificate_gives_its_verdict(name: str, anyio_backend: str) ->
             assert probes.runner.connections == 0
         slow = await converse(check, 5.0)
     assert (slow.verdict, slow.cause) == (verdict, cause)
+
+
+@pytest.mark.anyio
+async def test_a_kept_connection_inside_tls_is_used_again(anyio_backend: str) -> None:
+    """The handshake alone takes more than a PING may receive."""
+    with servers.tls_pong() as peer:
+        check = RedisPing(url=f"rediss://{peer.address}", authority=peer.authority)
+        assert await converse(check, 5.0) is PASSING
+        async with probing() as probes:
+            lane = probes.runner.lane(check, 5.0, None)
+            assert await probes.again(lane) is PASSING
+            flight = lane.flight
+            for _ in range(3):
+                assert await probes.again(lane) is PASSING
+            assert lane.flight is flight
+            assert probes.lost == []
 
 
 @pytest.mark.anyio

@@ -84,7 +84,9 @@ async def _ran(
     surroundings = spawn.surroundings(environment, inherit)
     secrets = [surroundings[name] for name, value in environment.items() if isinstance(value, Secret)]
     # Ended by us a little before the deadline of the call, we can still say so and name what would not end.
-    timeout = max(context.remaining - grace - 1.0, context.remaining * 0.7)
+    remaining = context.remaining
+    grace = min(grace, 0.2 * remaining)
+    timeout = remaining - grace - min(1.0, 0.2 * remaining)
     finished = await spawn.run(
         command, timeout=timeout, limit=limit, environment=surroundings, cwd=cwd, grace=grace, sweep=sweep
     )

@@ -357,6 +357,7 @@ def _trust(ask: Ask) -> ssl.SSLContext:
 def library() -> Any:
     """Return httpx2, imported now. Raises `PluginError` with what to install."""
     try:
+        importlib.import_module("httpcore2")  # what httpx2 itself imports late, and would import on the loop
         return importlib.import_module("httpx2")
     except ImportError:
         pass

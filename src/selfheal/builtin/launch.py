@@ -11,7 +11,7 @@ A start takes four steps, and a crash may fall between any two:
     1. the intent, with a token, is written
     2. a *gate*, an empty file named by the token, is locked; the child inherits it as its standard input
     3. the program is started; the token is in its environment
-    4. the process is written down, the intent is gone, the gate is unlocked and removed
+    4. the process is written down, the intent is gone, the gate is removed
 
 The lock belongs to the open file and not to a process: from the fork on the child holds it too. A successor that finds
 an intent therefore looks at the gate. Locked: a child exists; it is found by its environment, or by its standard
@@ -375,8 +375,6 @@ class Launcher:
             return roll
         finally:
             if recorded:
-                # Closing would not do: the program has the same open file as its standard input.
-                fcntl.flock(gate, fcntl.LOCK_UN)
                 self._gate(token).unlink(missing_ok=True)
             os.close(gate)
 

@@ -157,11 +157,14 @@ def signature_holds(
 
 @attrs.frozen(kw_only=True)
 class WebhookNotifier:
-    """Post each notification as JSON to a URL of yours; the fields are those of `body_of`.
+    """Post each notification as JSON to a URL of yours; its fields are those of `selfheal.builtin.notifiers.body_of`.
 
-    With `secret`, every message is signed; how to verify it stands at the top of this file. `headers` are added,
-    `private` allows a receiver at a loopback or private address, `authority` is a PEM file of the only authorities to
-    trust, `timeout` is for one attempt as a whole. Redirects are not followed, and no proxy is used.
+    With `secret`, every message is signed as Standard Webhooks does: `webhook-signature` is the HMAC-SHA256 of
+    `<webhook-id>.<webhook-timestamp>.<body>`. A receiver refuses a timestamp more than 300 s off and ignores an id it
+    has seen; `selfheal.builtin.notifiers.signature_holds` checks the rest.
+
+    `headers` are added, `private` allows a receiver at a loopback or private address, `authority` is a PEM file of the
+    only authorities to trust, `timeout` is for one attempt as a whole. No redirect is followed, and no proxy is used.
 
     Any 2xx is delivered; the receipt is the header `webhook-receipt`, or `receipt` or `id` of a JSON answer.
     """

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
 import attrs
 
-from selfheal.builtin.addresses import Endpoint, HttpUrl, RedisUrl, read_address, read_http_url, read_redis_url
+from selfheal.builtin.addresses import Endpoint, RedisUrl, read_address, read_http_url, read_redis_url
 from selfheal.builtin.http_talk import NotHttp, cause_of, read_body, read_head
 from selfheal.core.model import PASSING, Cause, CheckResult, Verdict, seconds, whole
 from selfheal.secret import Secret
@@ -75,8 +76,12 @@ def _statuses(value: object) -> tuple[int | str, ...]:
     return (value,) if isinstance(value, (int, str)) else tuple(value) if isinstance(value, Sequence) else (str(value),)
 
 
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+_ONLY_OK: Final = frozenset({200})  # shared, as a fleet has thousands of these
+
+
 def _mapping(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    return dict(value)
+    return dict(value) if value else _NOTHING
 
 
 def _text_or_secret(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -125,14 +130,12 @@ class HttpCheck:
     #: Whether to keep the connection: cheaper, but then a check does not prove that connecting works.
     keep: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
 
-    _parts: HttpUrl = attrs.field(init=False, repr=False, eq=False)
     _accepted: frozenset[int] = attrs.field(init=False, repr=False, eq=False)
     _request: bytes | None = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         fields = attrs.fields_dict(HttpCheck)
         parts = _refuse(fields["url"], lambda: read_http_url(self.url))
-        object.__setattr__(self, "_parts", parts)
         object.__setattr__(self, "_accepted", _refuse(fields["status"], lambda: read_statuses(self.status)))
         if self.body is not None and self.method == "HEAD":
             raise ValueError("body: an answer to HEAD has no body; use GET")
@@ -149,7 +152,7 @@ class HttpCheck:
 
     def target(self) -> Target:
         """Return where to connect."""
-        parts = self._parts
+        parts = read_http_url(self.url)
         tls = _tls(self, parts.host) if parts.secure else None
         if self.socket is not None:
             return Target(path=self.socket, tls=tls, limit=self.limit, keep=self.keep)
@@ -200,8 +203,9 @@ class HttpCheck:
 
     def _compose(self) -> bytes:
         """Return the request. Raises ValueError for a secret that cannot stand in a header."""
+        parts = read_http_url(self.url)
         lines = {
-            "Host": self._parts.authority,
+            "Host": parts.authority,
             "User-Agent": "selfheal",
             "Accept": "*/*",
             "Accept-Encoding": "identity",
@@ -215,7 +219,7 @@ class HttpCheck:
         if not self.keep:
             lines["Connection"] = "close"
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-        return f"{self.method} {self._parts.target} HTTP/1.1\r\n{head}\r\n".encode("latin-1")
+        return f"{self.method} {parts.target} HTTP/1.1\r\n{head}\r\n".encode("latin-1")
 
 
 def read_statuses(values: Sequence[int | str]) -> frozenset[int]:
@@ -232,7 +236,7 @@ def read_statuses(values: Sequence[int | str]) -> frozenset[int]:
             raise ValueError(f"{value!r} is no status; give 200, '2xx' or '200-299'")
     if not found:
         raise ValueError("no status would pass; give at least one")
-    return frozenset(found)
+    return _ONLY_OK if found == _ONLY_OK else frozenset(found)
 
 
 REDIS_CAUSES: Final = {

@@ -12,14 +12,14 @@ from typing import Any
 
 import attrs
 
-from selfheal.config.build import Configuration, Route, build, needs
-from selfheal.config.read import plain, read, writable_by_anybody
+from selfheal.config import build, read
+from selfheal.config.build import Configuration
 from selfheal.config.schema import duration
 from selfheal.errors import ConfigurationError, Problem
 from selfheal.ladder import Callbacks, resolve_all
 from selfheal.loading import Tables, load_plugins
 
-__all__ = ["Configuration", "Report", "Route", "build", "check", "duration", "load", "needs", "plain", "read"]
+__all__ = ["Configuration", "Report", "check", "configure", "duration", "load"]
 
 
 @attrs.frozen(kw_only=True)
@@ -38,14 +38,19 @@ def load(path: str | Path, *, tables: Tables | None = None) -> Configuration:
     Reads files and may import plugins: not for the event loop. Raises `ConfigurationError` with every problem.
     """
     path = Path(path)
-    data = read(path)
-    found = load_plugins(allowed(data), needed=needs(data)) if tables is None else tables
-    configuration = build(data, tables=found, path=path)
-    if writable_by_anybody(path):
+    configuration = configure(read.read(path), tables=tables, path=path)
+    if read.writable_by_anybody(path):
         message = "anybody on this machine may write this file, and so run commands as selfheal"
         warning = Problem(path=str(path), message=message, hint="chmod o-w")
         configuration = attrs.evolve(configuration, warnings=(*configuration.warnings, warning))
     return configuration
+
+
+def configure(data: Mapping[str, Any], *, tables: Tables | None = None, path: Path | None = None) -> Configuration:
+    """Return the configuration that plain data describes, as if a file at `path` held it. See `load`."""
+    sound = read.plain(data)
+    found = load_plugins(_allowed(sound), needed=build.needs(sound)) if tables is None else tables
+    return build.build(sound, tables=found, path=path)
 
 
 def check(path: str | Path, *, tables: Tables | None = None, callbacks: Callbacks | None = None) -> Report:
@@ -62,7 +67,7 @@ def check(path: str | Path, *, tables: Tables | None = None, callbacks: Callback
     return Report(problems=problems, warnings=configuration.warnings, configuration=configuration)
 
 
-def allowed(data: Mapping[str, Any]) -> tuple[str, ...] | None:
+def _allowed(data: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Return the allow-list of plain data; None without one, and nothing at all where it cannot be read."""
     fleet = data.get("fleet")
     names = fleet.get("plugins") if isinstance(fleet, Mapping) else None

@@ -12,15 +12,18 @@ from typing import Any, Final, Literal
 
 import attrs
 
+from selfheal.calendar import MaintenanceWindow
 from selfheal.config import schema
 from selfheal.config.ladders import ladder_needs, read_depends, read_ladder
 from selfheal.config.read import below, duplicates_but_for_case, plain
 from selfheal.config.schema import UNREAD, Notes
 from selfheal.core import graph
 from selfheal.core.graph import Spelling
-from selfheal.core.model import Backoff, Dependency, Limits, Policy, Severity
+from selfheal.core.model import Backoff, Dependency, Limits, Policy
+from selfheal.core.routing import Route
 from selfheal.errors import ConfigurationError, PluginError, Problem
 from selfheal.loading import NOT_INSTALLED, Tables
+from selfheal.plugins import Notifier
 from selfheal.service import DERIVED, Canary, Service, name_fault
 
 SECTIONS: Final = ("fleet", "services", "canaries", "maintenance", "notifiers")
@@ -36,6 +39,7 @@ POLICY_KEYS: Final = tuple(
 
 PRESET_KEYS: Final = frozenset({*POLICY_KEYS, *INTERVAL_SYNONYMS, "check", "workload", "recovery_actions"})
 SERVICE_KEYS: Final = PRESET_KEYS | {"depends_on", "preset"}
+ROUTE_KEYS: Final = frozenset(field.name for field in attrs.fields(Route)) - {"notifier"}
 CANARY_KEYS: Final = frozenset({"check", "interval", "timeout", *INTERVAL_SYNONYMS})
 
 
@@ -55,33 +59,11 @@ class FleetTable:
 
 
 @attrs.frozen(kw_only=True)
-class Route:
-    """Which alerts a notifier is told of: every severity and service, unless the file names some."""
-
-    severities: frozenset[Severity] = frozenset(Severity)
-    services: tuple[str, ...] | None = None
-
-
-@attrs.frozen(kw_only=True)
-class MaintenanceTable:
-    """One `[[maintenance]]`, as far as it can be judged without a calendar."""
-
-    name: str = ""
-    services: tuple[str, ...] = ()
-    everything: bool = False
-    weekly: str | None = None
-    daily: str | None = None
-    start: Any = None
-    end: Any = None
-    timezone: str | None = None
-
-
-@attrs.frozen(kw_only=True)
 class Configuration:
     """Everything a file says, typed.
 
-    `notifiers` maps a name to the notifier and its route, `frontends` the name of a table to its frontend,
-    `maintenance` holds the keys of each window as they were written. `path` is the file, where there was one.
+    `notifiers` maps names to notifiers, each with its route in `routes`; `frontends` maps the name of a table to its
+    frontend. `tables` are the plugins it was made with, `path` is the file, where there was one.
     """
 
     name: str = "selfheal"
@@ -89,8 +71,9 @@ class Configuration:
     canaries: tuple[Canary, ...] = ()
     limits: Limits = attrs.field(factory=Limits)
     seed: int | None = None
-    notifiers: Mapping[str, tuple[Any, Route]] = attrs.field(factory=dict)
-    maintenance: tuple[Mapping[str, Any], ...] = ()
+    notifiers: Mapping[str, Notifier] = attrs.field(factory=dict)
+    routes: tuple[Route, ...] = ()
+    maintenance: tuple[MaintenanceWindow, ...] = ()
     frontends: Mapping[str, Any] = attrs.field(factory=dict)
     state_dir: Path | None = None
     log_level: str = "info"
@@ -169,13 +152,15 @@ class _Builder:
         if not named:
             self.notes.warn("services", "there are none: nothing is watched", "add [services.<name>] with a check")
         spelling = Spelling(named)
+        notifiers, routes = self._notifiers(self._table(data, "notifiers"), spelling)
         return Configuration(
             name=self.fleet.name,
             services=tuple(services),
             canaries=tuple(self._canaries(self._table(data, "canaries"))),
             limits=limits,
             seed=self.fleet.seed,
-            notifiers=self._notifiers(self._table(data, "notifiers"), spelling),
+            notifiers=notifiers,
+            routes=routes,
             maintenance=tuple(self._maintenance(data.get("maintenance", []), spelling)),
             frontends=self._frontends(data),
             state_dir=self.fleet.state_dir,
@@ -425,51 +410,63 @@ class _Builder:
             if made is not UNREAD:
                 yield made
 
-    def _notifiers(self, named: Mapping[str, Any], services: Spelling) -> dict[str, tuple[Any, Route]]:
-        """Return notifiers with their routes: the keys of a route are those that the notifier itself has not."""
-        found = {}
+    def _notifiers(self, named: Mapping[str, Any], services: Spelling) -> tuple[dict[str, Notifier], tuple[Route, ...]]:
+        """Return notifiers and their routes: the keys of a route are those that the notifier itself has not."""
+        notifiers: dict[str, Notifier] = {}
+        routes: list[Route] = []
         for name, table in named.items():
             path = below("notifiers", name)
             if not self._name(path, name, table):
                 continue
             kind = table.get("kind")
             if not isinstance(kind, str):
-                self.notes.wrong(
-                    path, "it does not say its kind", f"kinds are: {', '.join(sorted(self.tables.notifiers))}"
-                )
+                kinds = ", ".join(sorted(self.tables.notifiers))
+                self.notes.wrong(path, "it does not say its kind", f"kinds are: {kinds}")
                 continue
             cls = self._class("notifier", kind, below(path, "kind"))
             keys = {} if cls is UNREAD else schema.shape(cls)
-            routing = {key: table[key] for key in table if key in schema.shape(Route) and key not in keys}
-            route = schema.construct(Route, routing, path, self.notes)
-            if route is not UNREAD:
-                self._known(route.services or (), below(path, "services"), services)
-                if route.services == () or not route.severities:
-                    self.notes.warn(path, "its route selects nothing, so it is never told anything")
+            routing = {key: table[key] for key in table if key in ROUTE_KEYS and key not in keys}
             options = {key: table[key] for key in table if key not in routing and key != "kind"}
+            route = schema.construct(Route, routing, path, self.notes, fixed={"notifier": name})
             made = UNREAD if cls is UNREAD else self._plugin("notifier", kind, path, options, path)
             if made is not UNREAD and route is not UNREAD:
-                found[name] = (made, route)
-        return found
+                self._judge_route(route, path, services, named)
+                notifiers[name] = made
+                routes.append(route)
+        return notifiers, tuple(routes)
 
-    def _maintenance(self, items: object, services: Spelling) -> Iterator[Mapping[str, Any]]:
+    def _judge_route(self, route: Route, path: str, services: Spelling, notifiers: Mapping[str, Any]) -> None:
+        self._known(route.services or (), below(path, "services"), services)
+        if route.services == () or not route.severities:
+            self.notes.warn(path, "its route selects nothing, so it is never told anything")
+        if route.escalate_to and route.escalate_to not in notifiers:
+            message = f"there is no notifier {route.escalate_to!a:.100}"
+            self.notes.wrong(below(path, "escalate_to"), message, Spelling(notifiers).hint(route.escalate_to))
+
+    def _maintenance(self, items: object, services: Spelling) -> Iterator[MaintenanceWindow]:
+        """Yield the windows; one without a name is called by what it says, so that it keeps its name over a reload."""
         if not isinstance(items, list):
             self.notes.wrong("maintenance", "is not a list of tables", "write [[maintenance]]")
             return
+        seen: dict[str, int] = {}
         for place, table in enumerate(items):
             path = f"maintenance[{place}]"
             if not isinstance(table, Mapping):
                 self.notes.wrong(path, "is not a table", "write [[maintenance]]")
                 continue
-            made = schema.construct(MaintenanceTable, table, path, self.notes)
-            if made is UNREAD:
+            said = " ".join(f"{key}={table[key]}" for key in sorted(table) if key != "name")
+            named: Mapping[str, Any] = {} if "name" in table else {"name": said[:200]}
+            window = schema.construct(MaintenanceWindow, table, path, self.notes, fixed=named)
+            if window is UNREAD:
                 continue
-            if made.name and (fault := name_fault(made.name)):
+            if "name" in table and (fault := name_fault(window.name)):
                 self.notes.wrong(below(path, "name"), *fault)
-            self._known(made.services, below(path, "services"), services)
-            if not made.services and not made.everything:
-                self.notes.warn(path, "it selects no service", "name some, or say everything = true")
-            yield {key: getattr(made, key) for key in table}
+            if (first := seen.setdefault(window.name, place)) != place:
+                self.notes.wrong(
+                    path, f"is maintenance[{first}] again, by name or by content", "give each its own name"
+                )
+            self._known(window.services, below(path, "services"), services)
+            yield window
 
     def _known(self, names: Iterable[str], path: str, services: Spelling) -> None:
         for place, name in enumerate(names):

@@ -32,30 +32,40 @@ _WHOLE_LIMIT: Final = 1 << 63
 _MOMENTS: Final = (datetime.datetime, datetime.date, datetime.time)
 
 
+def problem(path: str, message: str, hint: str = "") -> Problem:
+    """Return a problem whose words are printable, whatever they quote."""
+    return Problem(path=printable(path), message=printable(message), hint=printable(hint))
+
+
+def printable(text: str) -> str:
+    """Return text with everything that does not print (and could move a cursor) written as an escape."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def refuse(path: str, message: str, hint: str = "") -> NoReturn:
     """Raise `ConfigurationError` with one problem."""
-    raise ConfigurationError([Problem(path=path, message=message, hint=hint)])
+    raise ConfigurationError([problem(path, message, hint)])
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the data of a file; JSON if it is called `.json`, else TOML. An empty file is an empty table.
+    """Return the data of a file as it stands (see `plain`): JSON if it is called `.json`, else TOML; empty is empty.
 
     Raises `ConfigurationError`: the file is missing, no plain file, too large, not UTF-8, or malformed.
     """
     text = _text(path)
     try:
         data = _json(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
-    except tomllib.TOMLDecodeError as problem:
-        refuse(str(path), f"not TOML: {problem}")
-    except json.JSONDecodeError as problem:
-        refuse(str(path), f"not JSON: {problem.msg} (at line {problem.lineno}, column {problem.colno})")
+    except tomllib.TOMLDecodeError as fault:
+        refuse(str(path), f"not TOML: {fault}")
+    except json.JSONDecodeError as fault:
+        refuse(str(path), f"not JSON: {fault.msg} (at line {fault.lineno}, column {fault.colno})")
     except RecursionError:
         refuse(str(path), "tables and lists stand too deep inside each other", f"at most {DEPTH_LIMIT}")
-    except ValueError as problem:
-        refuse(str(path), f"malformed: {problem}")
+    except ValueError as fault:
+        refuse(str(path), f"malformed: {fault}")
     if not isinstance(data, dict):
         refuse(str(path), f"holds a {type(data).__name__}, not a table", "write an object with `services` in it")
-    return plain(data)
+    return data
 
 
 def _text(path: Path) -> str:
@@ -67,15 +77,15 @@ def _text(path: Path) -> str:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 refuse(str(path), "is not a plain file", "give the path of a configuration file")
             content = file.read(SIZE_LIMIT + 1)
-    except (OSError, ValueError) as problem:
-        refuse(str(path), f"cannot be read: {getattr(problem, 'strerror', None) or problem}")
+    except (OSError, ValueError) as fault:
+        refuse(str(path), f"cannot be read: {getattr(fault, 'strerror', None) or fault}")
     if len(content) > SIZE_LIMIT:
         refuse(str(path), f"is larger than {SIZE_LIMIT >> 20} MiB", "is it a configuration file?")
     try:
         return content.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        line = content.count(b"\n", 0, problem.start) + 1
-        refuse(str(path), f"is not UTF-8 (line {line}, byte {problem.start})", "save it as UTF-8")
+    except UnicodeDecodeError as fault:
+        line = content.count(b"\n", 0, fault.start) + 1
+        refuse(str(path), f"is not UTF-8 (line {line}, byte {fault.start})", "save it as UTF-8")
 
 
 def writable_by_anybody(path: Path) -> bool:
@@ -112,19 +122,19 @@ def plain(data: Mapping[str, Any]) -> dict[str, Any]:
     for path, value, holder, key, depth in todo:
         copy: Any = value
         if depth > DEPTH_LIMIT:
-            problems.append(Problem(path=path, message="stands too deep", hint=f"at most {DEPTH_LIMIT} levels"))
+            problems.append(problem(path, "stands too deep", f"at most {DEPTH_LIMIT} levels"))
         elif isinstance(value, Mapping):
             copy = copied if holder is None else {}
             for name, item in value.items():
                 if fault := _fault(name) if isinstance(name, str) else "is no text":
-                    problems.append(Problem(path=path or ".", message=f"the key {name!a:.80} {fault}"))
+                    problems.append(problem(path or ".", f"the key {name!a:.80} {fault}"))
                 else:
                     todo.append((below(path, name), item, copy, name, depth + 1))
         elif isinstance(value, (list, tuple)):
             copy = [None] * len(value)
             todo += [(f"{path}[{place}]", item, copy, place, depth + 1) for place, item in enumerate(value)]
         elif fault := _fault(value):
-            problems.append(Problem(path=path, message=fault))
+            problems.append(problem(path, fault))
         if holder is not None:
             holder[key] = copy
     if problems:

@@ -9,6 +9,7 @@ written as a duration (`"1m30s"`). An option that may be None is turned off with
 
 from __future__ import annotations
 
+import datetime
 import re
 import types
 import typing
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from selfheal.config.read import SOURCES, below, secret
+from selfheal.config.read import SOURCES, below, problem, secret
 from selfheal.core.graph import Spelling
 from selfheal.errors import Problem
 from selfheal.secret import MASK, Secret, scrub
@@ -47,12 +48,12 @@ class Notes:
 
     def wrong(self, path: str, message: str, hint: str = "") -> Any:
         """Note a problem; return `UNREAD`."""
-        self.problems.append(Problem(path=path, message=message, hint=hint))
+        self.problems.append(problem(path, message, hint))
         return UNREAD
 
     def warn(self, path: str, message: str, hint: str = "") -> None:
         """Note a warning."""
-        self.warnings.append(Problem(path=path, message=message, hint=hint))
+        self.warnings.append(problem(path, message, hint))
 
     def attempt(self, reader: Reader, value: Any, path: str) -> tuple[Any, Notes]:
         """Read a value into notes of its own, which the caller may keep or forget."""
@@ -138,8 +139,8 @@ def _seconds(value: Any, path: str, notes: Notes) -> Any:
     if isinstance(value, str):
         try:
             return duration(value)
-        except ValueError as problem:
-            return notes.wrong(path, str(problem))
+        except ValueError as fault:
+            return notes.wrong(path, str(fault))
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     return notes.wrong(path, f"{_shown(value)} is not a duration", 'write seconds, or text such as "1m30s"')
@@ -150,6 +151,20 @@ def _path(value: Any, path: str, notes: Notes) -> Any:
     if not isinstance(value, str) or not value:
         return notes.wrong(path, f"{_shown(value)} is not a path")
     return notes.folder / value if notes.folder is not None else Path(value)
+
+
+def _moment(kind: Any) -> Reader:
+    """Read a date or time: TOML has them, JSON writes them as ISO 8601 text."""
+
+    def read(value: Any, path: str, notes: Notes) -> Any:
+        if type(value) is kind:
+            return value
+        with suppress(ValueError):
+            if isinstance(value, str):
+                return kind.fromisoformat(value)
+        return notes.wrong(path, f"{_shown(value)} is not a {kind.__name__}", "write it like 2025-01-31T04:00:00Z")
+
+    return read
 
 
 def _secret(value: Any, path: str, notes: Notes) -> Any:
@@ -170,8 +185,8 @@ def _secret(value: Any, path: str, notes: Notes) -> Any:
     found = secret(source, name, notes.folder)
     try:
         found.reveal()
-    except (OSError, LookupError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or (problem.args[0] if problem.args else "")
+    except (OSError, LookupError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or (fault.args[0] if fault.args else "")
         notes.warn(
             path, f"the secret cannot be read now: {reason}", f"it is looked for again when needed: {found.source}"
         )
@@ -220,7 +235,8 @@ def _literal(choices: tuple[Any, ...]) -> Reader:
         for choice in choices:
             if value.__class__ is choice.__class__ and value == choice:
                 return choice
-        return _one_of(words)(None if not isinstance(value, str) or value in words else value, path, notes)
+        near = Spelling(words).hint(value) if isinstance(value, str) else ""
+        return notes.wrong(path, f"{_shown(value)} is none of {', '.join(words)}", near)
 
     return read
 
@@ -331,6 +347,9 @@ _SIMPLE: Final[Mapping[Any, Reader]] = {
     types.NoneType: _plain(types.NoneType, "nothing"),
     Path: _path,
     Secret: _secret,
+    datetime.datetime: _moment(datetime.datetime),
+    datetime.date: _moment(datetime.date),
+    datetime.time: _moment(datetime.time),
     Any: lambda value, path, notes: value,
     object: lambda value, path, notes: value,
 }
@@ -469,24 +488,24 @@ def make(cls: type[Any], values: Mapping[str, Any], path: str, notes: Notes, *, 
     if sound:
         try:
             return cls(**values)
-        except (Exception, SystemExit) as problem:  # noqa: BLE001  # a class of a plugin may raise anything
-            reason = _said(problem, "")
+        except (Exception, SystemExit) as fault:  # noqa: BLE001  # a class of a plugin may raise anything
+            reason = _said(fault, "")
     told = len(notes.problems)
     _judge(cls, values, path, notes)
     for place in range(told, len(notes.problems)):
         notes.problems[place] = _scrubbed(notes.problems[place], values)
     if sound and len(notes.problems) == told:
-        notes.problems.append(_scrubbed(Problem(path=path, message=reason), values))
+        notes.problems.append(_scrubbed(problem(path, reason), values))
     return UNREAD
 
 
-def _scrubbed(problem: Problem, values: Mapping[str, Any]) -> Problem:
+def _scrubbed(found: Problem, values: Mapping[str, Any]) -> Problem:
     """Take out of a plugin's own words whatever secret they may quote."""
     secrets = []
     for value in values.values():
         with suppress(OSError, LookupError, ValueError):
             secrets += [value.reveal()] if isinstance(value, Secret) else []
-    return attrs.evolve(problem, message=scrub(problem.message, secrets))
+    return attrs.evolve(found, message=scrub(found.message, secrets))
 
 
 def _judge(cls: type[Any], values: Mapping[str, Any], path: str, notes: Notes) -> None:
@@ -521,15 +540,15 @@ def judged(
             elif field.converter is not None:
                 converter: Any = field.converter
                 value = converter(value)
-        except (TypeError, ValueError) as problem:
+        except (TypeError, ValueError) as fault:
             if type(getattr(field, "converter", None)).__name__ != "Converter":  # that one takes more than a value
-                return notes.wrong(path, _said(problem, str(field.alias)))
+                return notes.wrong(path, _said(fault, str(field.alias)))
     return value
 
 
-def _said(problem: BaseException, name: str) -> str:
+def _said(fault: BaseException, name: str) -> str:
     """Return what an exception says, in one printable line, without the name of the option in front."""
-    first = problem.args[0] if problem.args and isinstance(problem.args[0], str) else str(problem)
-    text = " ".join(first.split()).removeprefix(f"{name}: ").removeprefix(f"'{name}' ") or type(problem).__name__
-    text = "".join(character if character.isprintable() else "?" for character in _masked(text))
+    first = fault.args[0] if fault.args and isinstance(fault.args[0], str) else str(fault)
+    text = " ".join(first.split()).removeprefix(f"{name}: ").removeprefix(f"'{name}' ") or type(fault).__name__
+    text = _masked(text)
     return text if len(text) <= 300 else text[:299] + "…"

@@ -43,7 +43,6 @@ from selfheal.core.records import (
     Delivered,
     IncidentClosed,
     IncidentMerged,
-    IncidentOpened,
     Record,
     SuppressionChanged,
 )
@@ -101,7 +100,7 @@ RouterEvent: TypeAlias = Record | TimePassed | DeliveryFinished
 
 @attrs.frozen(kw_only=True)
 class Route:
-    """What one notifier is told, and how patiently. Among several of one notifier, the first that takes an alert counts.
+    """What one notifier is told, and how patiently. Of several of one notifier the first that takes an alert counts.
 
     `services` None takes all, and the fleet's own alerts with them; an empty tuple takes none (law 19). Grouping in
     seconds (30, 300, 14,400) is as in Alertmanager. `critical_at_once` spares critical alerts both waits. After
@@ -270,7 +269,7 @@ class Router:
             self._notifiers.setdefault(route.notifier, []).append(route)
         self._out: list[Deliver] = []
         for record in history:
-            self._advance(record.at)
+            self._advance(record.at, now_too=isinstance(record, Delivered))
             self._take(record)
         self._again = self._unfinished()
         self._out = []
@@ -292,26 +291,22 @@ class Router:
             talk.offered = max(self.now, event.at)
             self._schedule(talk)
             self._out.append(talk.in_flight)
-        self._advance(event.at)
-        if isinstance(event, TimePassed):
-            self._run(self.now, now_too=True)
-        elif isinstance(event, DeliveryFinished):
+        self._advance(event.at, now_too=isinstance(event, TimePassed | DeliveryFinished))
+        if isinstance(event, DeliveryFinished):
             record = self._recorded(event)
             self._take(record)
             records = (record,)
-        elif not isinstance(event, Delivered):
+        elif not isinstance(event, TimePassed | Delivered):
             self._take(event)
         out, self._out = self._out, []
         return RouterOutput(records, tuple(out))
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
-    def _advance(self, at: float) -> None:
-        """What was due before `at` happens at its own time."""
-        self._run(at, now_too=False)
-        self.now = max(self.now, at)
-
-    def _run(self, until: float, *, now_too: bool) -> None:
+    def _advance(self, at: float, *, now_too: bool) -> None:
+        """What was due before `at` happens at its own time. What is due at `at` waits for the records of that instant,
+        except where the event shows that they are complete: a wake-up, or the end of a message decided by then."""
+        until = max(self.now, at)
         while (due := self._agenda.deadline) < until or (now_too and due == until):
             due, name = self._agenda.pop()
             self.now = max(self.now, due)
@@ -327,6 +322,7 @@ class Router:
             else:
                 talk.ready = exact
             self._schedule(talk)
+        self.now = until
 
     def _schedule(self, talk: _Talk) -> None:
         name = talk.name
@@ -345,8 +341,6 @@ class Router:
                 self._closed(alert, because)
             case SuppressionChanged(suppression=suppression, on=on):
                 self._suppressed(suppression, on=on)
-            case IncidentOpened(incident=incident):
-                self._roots[incident.number] = incident.root
             case IncidentClosed(incident=number):
                 self._roots.pop(number, None)
             case IncidentMerged(incident=number, into=into):
@@ -430,13 +424,15 @@ class Router:
         for alias in [a for a, key in self._aliases.items() if (a[0], key) == talk.name]:
             del self._aliases[alias]
 
-    # -- silences and incidents -----------------------------------------------------------------------------------------
+    # -- silences and incidents ---------------------------------------------------------------------------------------
 
     def _place(self, known: _Known) -> None:
         """Index an alert under the services whose silence is its own: its service, and the root it is folded under."""
         alert = known.alert
         places = {alert.service: None}
-        if alert.folded and alert.incident in self._roots:
+        if alert.incident is not None and not alert.folded:
+            self._roots[alert.incident] = alert.service
+        elif alert.incident in self._roots:
             places[self._roots[alert.incident]] = None
         for place in known.places:
             self._places[place].pop(alert.id, None)
@@ -494,13 +490,13 @@ class Router:
     def _tell(self, talk: _Talk) -> None:
         fresh = bool(talk.news)
         audible = [known.alert for known in talk.open.values() if not self._mutes(known)]
-        audible.sort(key=lambda alert: (alert.folded, RANK[alert.severity], alert.since, alert.id))
+        audible.sort(key=lambda alert: (alert.folded, RANK[alert.severity], alert.since, alert.service, alert.id))
         if not talk.begun:
             talk.round, talk.first = audible[0].id, self.now
             talk.service = audible[0].service
             # What has no incident is told apart by its rule: two rules of one service are two matters to a receiver.
             talk.correlation = audible[0].correlation if talk.incident is not None else audible[0].rule
-        talk.since = min(talk.since, min(alert.since for alert in audible))
+        talk.since = min(talk.since, *(alert.since for alert in audible))
         severity = min((alert.severity for alert in audible), key=RANK.__getitem__)
         talk.worst = min(talk.worst, severity, key=RANK.__getitem__)
         talk.who |= dict.fromkeys(alert.service or "the fleet" for alert in audible)
@@ -681,8 +677,9 @@ def _escalation(route: Route) -> Route:
 
 def _parse(notifier: str, id_: str) -> tuple[str, str, int, str] | None:
     """Return key, round, number and phase of a notification's id; None when it is not one of ours."""
-    head, *rest = id_.removeprefix(f"{notifier}:").rsplit(".", 4)
-    if len(rest) != 4 or not rest[1].isdecimal() or head == id_:
+    prefix = f"{notifier}:"
+    head, *rest = id_.removeprefix(prefix).rsplit(".", 4)
+    if not id_.startswith(prefix) or len(rest) != 4 or not rest[1].isdecimal():
         return None
     return head, rest[0], int(rest[1]), rest[2]
 

@@ -22,6 +22,7 @@ from selfheal.core.messages import (
     WokeLate,
 )
 from selfheal.core.records import RECORDS, VERSIONS, Record, Upcast, decode, decode_record, dumps, encode
+from selfheal.core.routing import DeliveryFinished
 from selfheal.errors import JournalDamaged, JournalTooNew
 from selfheal.journal.store import Input
 
@@ -35,6 +36,7 @@ INPUTS: Final[Mapping[str, type[Any]]] = {
     "fleet_proposed": FleetProposed,
     "window_changed": WindowChanged,
     "journal_changed": JournalChanged,
+    "delivery_finished": DeliveryFinished,
 }
 """Every kind of input by the name it is stored under. `TimePassed` carries nothing a replay needs and is not here."""
 

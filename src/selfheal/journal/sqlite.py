@@ -127,7 +127,8 @@ class SqliteStore(SqliteReader):
         the numbers of the batches that have no stored form, with the reason; those were left out.
         """
         with self._transaction(durable):
-            tip = self._tip or self._read_tip()
+            # Until the end of this is known, where the journal ends is to be read and not remembered.
+            tip, self._tip = self._tip or self._read_tip(), None
             rows = self._rows_of(tip, batches)
             self._insert(rows)
             if durable and not rows:
@@ -197,7 +198,7 @@ class SqliteStore(SqliteReader):
 
     @contextmanager
     def _transaction(self, durable: bool) -> Iterator[None]:
-        """Commit what the block writes, or nothing. Raises `JournalError`; what was committed is then read anew."""
+        """Commit what the block writes, or nothing. Raises `JournalError`."""
         try:
             self._synchronise("FULL" if durable else "NORMAL")
             self._writing.execute("BEGIN IMMEDIATE")
@@ -205,12 +206,10 @@ class SqliteStore(SqliteReader):
                 yield
                 self._writing.execute("COMMIT")
             except BaseException:
-                self._tip = None
                 if self._writing.in_transaction:
                     self._writing.execute("ROLLBACK")
                 raise
         except (*TROUBLE, OSError) as problem:
-            self._tip = None
             raise trouble_of(problem, self._path) from problem
 
     def _synchronise(self, level: str) -> None:

@@ -16,9 +16,10 @@ import attrs
 from selfheal.core.messages import CheckFinished, Event
 from selfheal.core.model import Incident
 from selfheal.core.records import Record
+from selfheal.core.routing import DeliveryFinished
 
-Input: TypeAlias = Event
-"""What may have caused a batch. The inputs of the router join this union when it has any."""
+Input: TypeAlias = Event | DeliveryFinished
+"""What may have caused a batch: an event of the engine, or an input of the router."""
 
 CrashPoint: TypeAlias = Callable[[str], None]
 """Called with the name of each point at which a kill must do no harm; tests kill the process there."""

@@ -7,7 +7,7 @@ helped is decided by later checks.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from time import time
 from typing import Any, Final, Protocol
@@ -63,7 +63,7 @@ class Actions:
         loops: PluginLoops,
         contexts: Contexts,
         callables: Callables,
-        spawn: Callable[[Callable[[], Awaitable[Any]]], object],
+        spawn: Callable[[Callable[[], Coroutine[Any, Any, Any]]], object],
         intended: Callable[[str], Intended | None],
         cause: Callable[[str], Cause | None],
     ) -> None:
@@ -76,6 +76,7 @@ class Actions:
         self._intended = intended
         self._cause = cause
         self._running: dict[str, Underway] = {}
+        self._rest = anyio.Event()
 
     def run(self, command: RunAction) -> None:
         """Begin an action; its end is posted as `ActionFinished`."""
@@ -98,7 +99,8 @@ class Actions:
     async def idle(self) -> None:
         """Wait until no action is under way."""
         while self._running:
-            await anyio.sleep(0.02)
+            self._rest = anyio.Event()
+            await self._rest.wait()
 
     # -- one action --------------------------------------------------------------------------------------------------
 
@@ -112,6 +114,7 @@ class Actions:
                 settled, detail = running.settled, running.why
         finally:
             self._running.pop(command.intent, None)
+            self._rest.set()
             self.clock.post(ActionFinished(at=self.clock.at(), intent=command.intent, settled=settled, detail=detail))
 
     async def _do(self, command: RunAction) -> tuple[Settled, str]:

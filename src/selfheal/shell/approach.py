@@ -5,9 +5,13 @@ Owns the addresses and contexts of all lanes; the threads that find them are the
 
 from __future__ import annotations
 
+import socket
 import ssl
+import struct
 from collections.abc import Hashable, Iterator
 from math import inf
+from pathlib import Path
+from typing import Final
 
 from selfheal.core.model import Cause, CheckResult, Verdict
 from selfheal.shell.lanes import Lane
@@ -15,6 +19,8 @@ from selfheal.shell.names import Answer, Resolver
 from selfheal.shell.oserrors import from_oserror
 from selfheal.shell.tls import FRESH, Prepared, TlsSettingsBroken, prepare
 from selfheal.wire import Tls, failing, inconclusive
+
+_RESET: Final = struct.pack("ii", 1, 0)
 
 
 class Approach:
@@ -60,9 +66,10 @@ class Approach:
             return False
         return True
 
-    def context(self, tls: Tls) -> ssl.SSLContext:
-        """Return the context of a setting that is `ready`."""
-        return self._contexts[tls][1].context
+    def context(self, lane: Lane) -> ssl.SSLContext:
+        """Return the context of a lane that was found `ready`."""
+        assert lane.context is not None
+        return lane.context
 
     def collect(self, now: float) -> Iterator[tuple[Lane, CheckResult | None]]:
         """Yield the lanes whose errand is done: None, or why it came to nothing."""
@@ -104,6 +111,8 @@ class Approach:
             self._resolver.errand(tls, lambda: prepare(tls), lane)
             return False
         until, prepared = found
+        if lane is not None:
+            lane.context = prepared.context
         if until <= now:  # this check may do with it; the thread looks whether a file was renewed
             self._resolver.errand(tls, lambda: prepare(tls, prepared), None)
         return True
@@ -132,3 +141,26 @@ def kind(lane: Lane) -> str:
 def _quote(problem: BaseException) -> str:
     """Return an exception for people. Only words of ours are quoted: others may hold a secret (law 16)."""
     return str(problem) if isinstance(problem, TlsSettingsBroken) else type(problem).__name__
+
+
+def ephemeral_ports() -> range:
+    """Return the ports that connecting draws from; the kernel's default where it does not say."""
+    try:
+        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+        return range(int(low), int(high) + 1)
+    except (OSError, ValueError):
+        return range(32768, 61000)
+
+
+def met_itself(sock: socket.SocketType) -> bool:
+    """Whether the kernel gave us the very port we wanted to reach: TCP then connects the socket to itself.
+
+    It happens to one in some ten thousand connections to a dead local port among the `ephemeral_ports`.
+    """
+    try:
+        if sock.getsockname() != sock.getpeername():
+            return False
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)  # or TIME_WAIT would keep the server out
+    except OSError:
+        return False
+    return True

@@ -7,7 +7,7 @@ it fails the check still runs, and the instance is `unknown`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from time import monotonic
 from typing import Any, Protocol
@@ -36,8 +36,10 @@ class Clock(Protocol):
 
     def post(self, event: Event) -> None: ...
 
+    def hurry(self) -> None: ...
 
-Spawn = Callable[[Callable[[], Awaitable[Any]]], object]
+
+Spawn = Callable[[Callable[[], Coroutine[Any, Any, Any]]], object]
 """Start a coroutine function on the host's loop."""
 
 
@@ -177,6 +179,7 @@ class Checks:
         if entry.lane is None:
             entry.lane = self._probes.lane(entry.check, entry.timeout, entry.name)
         self._probes.start(entry.lane, monotonic())
+        self.clock.hurry()
 
     def told(self, lane: Lane, result: CheckResult, started: float, ended: float) -> None:
         """The probe runner has finished a wire check."""

@@ -145,6 +145,7 @@ class _Waiting:
     not_before: float = -inf
     error: str = ""
     sending: bool = False
+    perhaps: bool = False
 
     @property
     def worth(self) -> tuple[bool, int, float]:
@@ -222,8 +223,9 @@ class Outbox:
 
     `call(notifier, send, timeout)` runs the coroutine that `send` makes of a context where plugins run, within
     `timeout` seconds, and returns the receipt or raises. `finished(id, notifier, receipt, error, permanent)` hears the
-    end of every message: delivered (`error` empty), refused for good (`permanent`), or given up after a time. It is
-    called from within our methods and tasks and must only take note. `scrub` masks known secrets in error texts.
+    end of every message: delivered (`error` empty), or not; `permanent` then says that nobody was told, because no
+    attempt was made or the only one was refused. Otherwise an attempt may have got through unconfirmed. It is called
+    from within our methods and tasks and must only take note. `scrub` masks known secrets in error texts.
     `timeout` is the seconds of one attempt, `limit` how many messages may wait for one notifier.
     """
 
@@ -276,7 +278,7 @@ class Outbox:
         if last is not None and last.notification.phase is Phase.UPDATED and not last.sending:
             line.waiting[line.waiting.index(last)] = new
             line.replaced += 1
-            self._tell(line, last, error=f"replaced by the newer {notification.id}", permanent=True)
+            self._tell(line, last, error=f"replaced by the newer {notification.id}")
         else:
             line.waiting.append(new)
             self._keep_bound(line)
@@ -298,7 +300,7 @@ class Outbox:
             if line.scope is not None:
                 line.scope.cancel()
             for one in line.waiting:
-                self._tell(line, one, error="its notifier is no longer configured", permanent=True)
+                self._tell(line, one, error="its notifier is no longer configured")
             line.waiting.clear()
         for name, notifier in notifiers.items():
             known = self._lines.get(name)
@@ -369,14 +371,15 @@ class Outbox:
             return
         line.waiting.remove(victim)
         line.overflowed += 1
-        self._tell(line, victim, error=f"dropped: more than {self._limit} messages wait", permanent=True)
+        self._tell(line, victim, error=f"dropped: more than {self._limit} messages wait")
         if not line.full:
             line.full = True
             log.warning(
                 "notifier %s: more than %d messages wait; the least important are dropped", line.name, self._limit
             )
 
-    def _tell(self, line: _Line, one: _Waiting, *, receipt: str | None = None, error: str, permanent: bool) -> None:
+    def _tell(self, line: _Line, one: _Waiting, *, receipt: str | None = None, error: str) -> None:
+        permanent = bool(error) and not one.perhaps and not one.sending
         self._finished(one.notification.id, line.name, receipt, error, permanent)
 
     # -- one task for each notifier --------------------------------------------------------------------------------
@@ -431,6 +434,7 @@ class Outbox:
         try:
             receipt = await self._send(line, one.notification)
         except Exception as problem:  # noqa: BLE001  # law 15: whatever a plugin raises, it delays nobody else
+            one.sending = False
             self._failed(line, one, problem)
             return
         finally:
@@ -445,7 +449,7 @@ class Outbox:
             if not line.open:
                 line.refresh_at = now + line.refresh
             line.open[one.matter] = _Open(one.notification, now + RESOLVED_AGAIN if resolved else inf)
-        self._tell(line, one, receipt=receipt, error="", permanent=False)
+        self._tell(line, one, receipt=receipt, error="")
 
     async def _send(self, line: _Line, notification: Notification) -> str | None:
         notifier = line.notifier
@@ -460,12 +464,12 @@ class Outbox:
         self._stumbled(line, one.error)
         line.failures += 1
         line.failed_since.add(one.notification.id)
-        permanent, why = self._verdict(line, one, problem, now)
+        why = self._verdict(line, one, problem, now)
         if why:
             line.waiting.remove(one)
             line.failed += 1
             log.warning("notifier %s: %s not delivered: %s%s", line.name, one.notification.id, one.error, why)
-            self._tell(line, one, error=one.error + why, permanent=permanent)
+            self._tell(line, one, error=one.error + why)
             if len(line.failed_since) > 1:
                 self._expire(line, now)
             return
@@ -485,25 +489,26 @@ class Outbox:
             if waited >= self._limit_of(line, one):
                 line.waiting.remove(one)
                 line.failed += 1
-                self._tell(line, one, error=f"{line.last_error} (given up after {waited:.0f} s)", permanent=False)
+                self._tell(line, one, error=f"{line.last_error} (given up after {waited:.0f} s)")
 
     def _limit_of(self, line: _Line, one: _Waiting) -> float:
         """Return the seconds a message is tried: a resolution no longer than a firing once newer news waits behind."""
         newer = any(other.matter == one.matter for other in line.waiting[line.waiting.index(one) + 1 :])
         return self._patience.limit(Phase.FIRING if newer else one.notification.phase)
 
-    def _verdict(self, line: _Line, one: _Waiting, problem: Exception, now: float) -> tuple[bool, str]:
-        """Return (permanent, why it is given up); an empty reason is another attempt."""
+    def _verdict(self, line: _Line, one: _Waiting, problem: Exception, now: float) -> str:
+        """Return why a message is given up; nothing is another attempt."""
         if isinstance(problem, NotificationFailed) and problem.permanent:
-            return True, " (refused)"
+            return " (refused)"
         if isinstance(problem, PluginError):
-            return True, " (cannot be sent by this installation)"
+            return " (cannot be sent by this installation)"
+        one.perhaps = True  # the request may have been heard, and only the answer lost
         expected = isinstance(problem, (NotificationFailed, OSError, StillStuck))
         if not expected and one.attempts >= BUG_ATTEMPTS:
-            return True, f" (a bug in the notifier? {one.attempts} attempts)"
+            return f" (a bug in the notifier? {one.attempts} attempts)"
         if now - one.offered >= self._limit_of(line, one):
-            return False, f" (given up after {one.attempts} attempts in {now - one.offered:.0f} s)"
-        return False, ""
+            return f" (given up after {one.attempts} attempts in {now - one.offered:.0f} s)"
+        return ""
 
     def _stumbled(self, line: _Line, error: str) -> None:
         if line.failing_since is None:

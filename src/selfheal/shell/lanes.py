@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from math import inf
 from socket import AF_UNIX, SocketType
+from ssl import SSLContext
 from typing import Final
 
 from selfheal.core.model import CheckResult
@@ -17,6 +18,7 @@ from selfheal.wire import Talk, Target, WireCheck
 PREPARING: Final = 0  # waiting for an address, or for a TLS context
 CONNECTING: Final = 1
 TALKING: Final = 2
+HANDSHAKE: Final = 32768  # a chain of certificates takes 2 to 10 KiB
 REST: Final = 3  # kept open between two checks; the wheel does not hold it
 
 
@@ -27,7 +29,19 @@ class Lane:
     whose check was cancelled. `near`: connecting is over at once, so it is worth asking a second time.
     """
 
-    __slots__ = ("addresses", "believed", "check", "flight", "near", "owner", "started", "target", "timeout", "unsafe")
+    __slots__ = (
+        "addresses",
+        "believed",
+        "check",
+        "context",
+        "flight",
+        "near",
+        "owner",
+        "started",
+        "target",
+        "timeout",
+        "unsafe",
+    )
 
     def __init__(self, check: WireCheck, timeout: float, owner: object) -> None:
         self.check = check
@@ -37,6 +51,7 @@ class Lane:
         self.addresses: tuple[Address, ...] = ()
         self.believed = 0.0  # until when the addresses hold, in monotonic seconds
         self.near = False
+        self.context: SSLContext | None = None  # shared with every lane of the same setting
         self.flight: Flight | None = None
         self.started: float | None = None
         self.unsafe: Talk | None = None  # a talk that would not be closed; kept so that it is never collected
@@ -78,9 +93,14 @@ class Flight:
         self.sock: SocketType | None = None
         self.talk: Talk | None = None
         self.unsent: bytes | None = None
-        self.room = target.limit
+        self.room = allowance(target)
         self.fresh = True  # false from the start of a check on a kept connection until the peer says something
         self.trouble: CheckResult | None = None  # the result of an earlier address that did not answer
+
+
+def allowance(target: Target) -> int:
+    """Return the bytes one check may receive. What the handshake takes is not the check's, and comes on top."""
+    return target.limit if target.tls is None else target.limit + HANDSHAKE
 
 
 def _is_loopback(host: str) -> bool:

@@ -170,6 +170,12 @@ class Loop:
                 self._feed(self._inbox.popleft())
         finally:
             self._busy = False
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Something may be due sooner than was planned: plan anew."""
+        if self._busy:
+            return
         due = self._next()
         if due < self._asked:
             self._asked = due

@@ -50,6 +50,9 @@ BLOCKED_TICKS: Final = 4
 Looks are counted, not seconds: after a suspension of the whole process only one more look has passed.
 """
 
+SUSPENDED: Final = 0.5
+"""Seconds by which the watchdog itself woke late, from which what it saw before counts for nothing."""
+
 STRIKES: Final = 3
 """So many steps of more than `plugin_thread.SLOW_STEP` put a plugin alone in a loop of its own."""
 
@@ -329,7 +332,7 @@ class PluginLoops:
         frames = sys._current_frames() if homes else {}
         for home in homes:
             step, where = running_in(frames.get(home.thread.ident or 0))
-            if step is None or step is not home.seen or late > TICK:
+            if step is None or step is not home.seen or late > SUSPENDED:
                 home.seen, home.looks, home.since = step, 0, now
                 home.blocked = False
                 continue

@@ -23,13 +23,12 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
 from selfheal.core.model import PASSING, Cause, CheckResult, Verdict
-from selfheal.shell.approach import Approach, kind
-from selfheal.shell.lanes import CONNECTING, PREPARING, REST, TALKING, Flight, Lane
+from selfheal.shell.approach import Approach, ephemeral_ports, kind, met_itself
+from selfheal.shell.lanes import CONNECTING, PREPARING, REST, TALKING, Flight, Lane, allowance
 from selfheal.shell.names import Resolver
 from selfheal.shell.oserrors import better, from_errno, from_oserror
 from selfheal.shell.tls import within
@@ -45,6 +44,7 @@ _EDGE: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPO
 _QUIET: Final = socket.MSG_NOSIGNAL  # whatever the host did with SIGPIPE
 _PENDING: Final = frozenset({errno.EINPROGRESS, errno.EALREADY})
 _CHUNK: Final = 4096
+_MOST: Final = 512  # events of one call of epoll
 _SLACK: Final = 0.001  # seconds; a grid point may lie a rounding error before the deadline it stands for
 _CLOSED: Final = "closed the connection"
 
@@ -71,7 +71,7 @@ class ProbeRunner:
         self._wheel: Wheel[Flight] = Wheel(monotonic(), grid)
         self._settled: deque[tuple[Lane, CheckResult | None, float, float]] = deque()
         self._approach = Approach(resolver)
-        self._ephemeral = _ephemeral_ports()
+        self._ephemeral = ephemeral_ports()
         self._closed = False
 
     @property
@@ -139,6 +139,8 @@ class ProbeRunner:
     def forget(self, lane: Lane) -> None:
         """Cancel, and close the connection kept for the next check. The lane may still be started again."""
         self.cancel(lane)
+        for entry in [entry for entry in self._settled if entry[0] is lane]:
+            self._settled.remove(entry)
         if lane.flight is not None:
             self._drop(lane.flight)
             lane.flight = None
@@ -153,7 +155,8 @@ class ProbeRunner:
         """End what is over its time, after a last look at what has arrived; then flush."""
         first = self._wheel.first()
         if first is not None and first <= now + 1e-6:
-            self._listen()
+            while self._listen() == _MOST:
+                pass
             for flight in self._wheel.due(now):
                 if flight.lane.flight is flight and flight.phase != REST:
                     self._overdue(flight, now)
@@ -168,6 +171,8 @@ class ProbeRunner:
         """Tell what has ended up to now. What ends meanwhile waits for the next flush, so this always returns."""
         settled = self._settled
         for _ in range(len(settled)):
+            if not settled:  # forgotten meanwhile
+                return
             lane, result, started, ended = settled.popleft()
             if result is None:
                 if lane.started is None:  # a check begun since then will say more than this
@@ -245,7 +250,7 @@ class ProbeRunner:
         sock = flight.sock
         assert target is not None
         assert sock is not None
-        if target.port in self._ephemeral and target.host is not None and self._met_itself(sock):
+        if target.port in self._ephemeral and target.host is not None and met_itself(sock):
             self._refused(flight, from_errno(errno.ECONNREFUSED))
             return
         if flight.at:
@@ -256,7 +261,7 @@ class ProbeRunner:
             talk = lane.check.talk()
             step = talk.send
             if target.tls is not None:
-                talk = within(talk, target, self._approach.context(target.tls))
+                talk = within(talk, target, self._approach.context(lane))
                 step = talk.send
         except KeyboardInterrupt:
             self._end(flight, inconclusive("interrupted"))
@@ -277,17 +282,6 @@ class ProbeRunner:
         lane.addresses = tuple(addresses)
         flight.at = 0
         flight.trouble = None
-
-    @staticmethod
-    def _met_itself(sock: socket.SocketType) -> bool:
-        """Whether the kernel gave us the very port we wanted to reach: TCP then connects the socket to itself.
-
-        It happens to one in some ten thousand connections to a dead local port of the range that connecting draws from.
-        """
-        try:
-            return bool(sock.getsockname() == sock.getpeername())
-        except OSError:
-            return False
 
     def _watch(self, flight: Flight) -> None:
         """Put the socket into the epoll: once, both ways, edge-triggered, so that no epoll_ctl follows."""
@@ -366,7 +360,7 @@ class ProbeRunner:
         # A peer that is silent may be dead or only lost to a firewall: half the time is for a new connection.
         flight.slot = self._wheel.put(started + lane.timeout / 2, flight)
         flight.phase = TALKING
-        flight.room = lane.target.limit
+        flight.room = allowance(lane.target)
         flight.fresh = False
         self._turn(flight, flight.talk.send, b"")
 
@@ -427,10 +421,11 @@ class ProbeRunner:
 
     # -- what the kernel says -----------------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
-        """Handle the events of one call of epoll."""
+    def _listen(self) -> int:
+        """Handle the events of one call of epoll; return how many there were."""
         flights = self._flights
-        for fd, events in self._epoll.poll(0, 512):
+        found = self._epoll.poll(0, _MOST)
+        for fd, events in found:
             flight = flights.get(fd)
             if flight is None:
                 if fd == self.resolver.fd:
@@ -446,6 +441,7 @@ class ProbeRunner:
                 self._arrived(flight, events)
             elif events & _READ:
                 self._disturbed(flight)
+        return len(found)
 
     def _answered(self) -> None:
         """Go on with those who waited for a name or a TLS context."""
@@ -548,7 +544,7 @@ class ProbeRunner:
         flight.fresh = True
         flight.at = 0
         assert flight.lane.target is not None
-        flight.room = flight.lane.target.limit
+        flight.room = allowance(flight.lane.target)
         flight.phase = PREPARING
         self._reslot(flight, flight.deadline)
         if self._approach.ready(flight.lane, monotonic()):
@@ -588,12 +584,3 @@ def _fit(flight: Flight, result: object) -> CheckResult:
     if not isinstance(verdict, Verdict) or not isinstance(cause, Cause | None):
         return inconclusive(f"{kind(flight.lane)} returned a CheckResult whose verdict or cause is none", Cause.CONFIG)
     return result
-
-
-def _ephemeral_ports() -> range:
-    """Return the ports that connecting draws from; the kernel's default where it does not say."""
-    try:
-        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-        return range(int(low), int(high) + 1)
-    except (OSError, ValueError):
-        return range(32768, 61000)

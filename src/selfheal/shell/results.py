@@ -50,7 +50,7 @@ async def checked(check: HealthCheck, context: CheckContext, scrubber: Scrubber)
     """Run a coroutine check on the plugin loop and return what it means, scrubbed. Raises only when cancelled."""
     try:
         result = of_value(await check.check(context))
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, GeneratorExit):  # both ask the coroutine to end: the runner translates them
         raise
     except BaseException as problem:  # noqa: BLE001  # law 15: whatever a plugin raises is INCONCLUSIVE at worst
         result = of_exception(problem)
@@ -72,7 +72,7 @@ def of_outcome(outcome: Outcome, *, timeout: float) -> CheckResult:
         case Ending.ABANDONED:
             return _inconclusive(Cause.ERROR, "the loop of the check was abandoned: another plugin blocked it")
         case Ending.EXCEPTION:
-            return of_exception(outcome.error)
+            return Scrubber(None).clean(of_exception(outcome.error))
 
 
 def of_callable(outcome: Outcome, *, timeout: float) -> CheckResult:
@@ -128,7 +128,7 @@ def of_exception(problem: BaseException | None) -> CheckResult:
         return from_oserror(problem)
     if isinstance(problem, ImportError):
         return _inconclusive(Cause.CONFIG, f"{_told(problem)}; install what this check needs")
-    if isinstance(problem, asyncio.CancelledError | FutureCancelled):
+    if isinstance(problem, asyncio.CancelledError | FutureCancelled | GeneratorExit):
         return _inconclusive(Cause.ERROR, "the check cancelled itself")
     return _inconclusive(Cause.ERROR, "the check ended in an unknown way" if problem is None else _told(problem))
 
@@ -165,6 +165,7 @@ class Scrubber:
     def __init__(self, plugin: object) -> None:
         self._secrets = list(secrets_in(plugin))
         self._values: list[dict[str, None]] = [{} for _ in self._secrets]
+        self._forms: list[str] = []
         self._from_files = any(secret.source != "literal" for secret in self._secrets)
 
     async def read(self) -> None:
@@ -185,13 +186,13 @@ class Scrubber:
             values[value] = None
             while len(values) > REMEMBERED:
                 del values[next(iter(values))]
+        self._forms = [form for values in self._values for value in values for form in _forms(value)]
 
     def text(self, text: object, limit: int = SUMMARY_LIMIT) -> str:
         """Return a text without secrets and control characters, at most `limit` characters long."""
-        secrets = [form for values in self._values for value in values for form in _forms(value)]
-        cut = scrub(str(text)[:READ_LIMIT], secrets)
+        cut = scrub(str(text)[:READ_LIMIT], self._forms)
         plain = "".join(" " if c.isspace() else c for c in cut if c.isspace() or unicodedata.category(c)[0] != "C")
-        plain = scrub(plain, secrets).strip()
+        plain = scrub(plain, self._forms).strip()
         return plain if len(plain) <= limit else plain[: limit - 1] + "…"
 
     def clean(self, result: CheckResult) -> CheckResult:

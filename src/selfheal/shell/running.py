@@ -7,10 +7,11 @@ journal is flushed.
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from math import inf
@@ -21,8 +22,9 @@ import anyio
 import anyio.to_thread
 import attrs
 from anyio.abc import TaskGroup
-from selfheal.calendar import Calendar
 
+from selfheal import views
+from selfheal.calendar import Calendar
 from selfheal.core.engine import Engine
 from selfheal.core.ledger import Snapshot
 from selfheal.core.messages import (
@@ -83,7 +85,7 @@ class Plan:
     notifiers: Mapping[str, Notifier] = attrs.field(factory=dict)
     routes: tuple[Route, ...] = ()
     calendar: Calendar = attrs.field(factory=lambda: Calendar(()))
-    observers: tuple[tuple[str, Callable[[Record], object]], ...] = ()
+    observers: tuple[tuple[str, Callable[[Mapping[str, Any]], object]], ...] = ()
     threaded: bool = False
     application: Application | None = None
 
@@ -157,9 +159,7 @@ class Running:
         """Let the engine know that it runs, and everything turn. `history` is what the router remembers from."""
         self.router = Router(self.plan.routes, history=history)
         self._adopt(self.roster)
-        self.loop.post(
-            Started(at=self.loop.at(), resumes=min(self._resumes, self.loop.at()), fleet=self.roster.fleet)
-        )
+        self.loop.post(Started(at=self.loop.at(), resumes=min(self._resumes, self.loop.at()), fleet=self.roster.fleet))
         readiness = Readiness(self.probes.fd, self.probes.poll, self.loop.beat)
         self.loop.sooner = readiness.sooner
         self._tasks.start_soon(readiness.run)
@@ -194,7 +194,7 @@ class Running:
         if ending is not Ending.VALUE:
             log.warning("%s could not be started: %s", entry.name, error or ending.value)
 
-    def spawn(self, function: Callable[[], Awaitable[Any]]) -> None:
+    def spawn(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """Run a coroutine function on the host's loop."""
         self._tasks.start_soon(function)
 
@@ -380,8 +380,11 @@ class Running:
             log.warning("%s could not be stopped: %s", entry.name, outcome.error or outcome.ending.value)
 
 
-def _observe(name: str, observer: Callable[[Record], object], told: Told) -> None:
-    observer(told.record)
+def _observe(name: str, observer: Callable[[Mapping[str, Any]], object], told: Told) -> None:
+    try:
+        observer(views.public(told.record, seq=told.seq, wall=told.wall, volatile=told.volatile))
+    except Exception:  # an observer's fault is its own, and named
+        log.exception("the observer of %s failed", name)
 
 
 @attrs.frozen(kw_only=True)
@@ -401,7 +404,7 @@ def remember(path: Path | None, changed: Callable[[bool, str], None]) -> Remembe
     """
     journal = Journal(MemoryStore(), changed=changed) if path is None else Journal.open(path, changed=changed)
     stored, _ = journal.reader.load_snapshot()
-    snapshot = decode(Snapshot, _loads(stored.state)) if stored is not None else None
+    snapshot = decode(Snapshot, json.loads(stored.state)) if stored is not None else None
     after = stored.seq if stored is not None else 0
     records = tuple(_all(journal, after=after, kinds=None))
     history = tuple(_all(journal, after=0, kinds=ROUTED))
@@ -422,10 +425,6 @@ def _all(journal: Journal, *, after: int, kinds: tuple[str, ...] | None) -> Iter
         after = page[-1].seq
 
 
-def _loads(state: bytes) -> Any:
-    import json  # noqa: PLC0415
-
-    return json.loads(state)
 
 
 async def start(plan: Plan, stack: AsyncExitStack) -> Running:

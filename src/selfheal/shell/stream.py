@@ -108,5 +108,3 @@ class Stream:
         for send in self._subscribers:
             send.close()
         self._subscribers.clear()
-
-

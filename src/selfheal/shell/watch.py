@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from math import inf
 from typing import Any, Final, Protocol
@@ -40,7 +40,7 @@ class Watches:
         loops: PluginLoops,
         contexts: Contexts,
         poke: Callable[[Callable[[], object]], object],
-        spawn: Callable[[Callable[[], Awaitable[Any]]], object],
+        spawn: Callable[[Callable[[], Coroutine[Any, Any, Any]]], object],
         restated: Callable[[Instance], Instance],
     ) -> None:
         self.clock: Clock
@@ -61,9 +61,9 @@ class Watches:
                 del self._calls[name]
                 call.cancel()
         for name, entry in entries.items():
-            workload = entry.watching
-            if workload is not None and name not in self._calls:
-                self._start(name, workload)
+            watching = entry.watching
+            if watching is not None and name not in self._calls:
+                self._start(name, watching)
 
     def stop(self) -> None:
         """End every watch."""

@@ -14,6 +14,7 @@ import anyio.abc
 import anyio.to_thread
 
 from selfheal.core.model import Cause, CheckResult
+from selfheal.shell.lanes import allowance
 from selfheal.shell.oserrors import from_oserror
 from selfheal.shell.tls import TlsSettingsBroken, prepare, within
 from selfheal.wire import PeerClosed, Target, WireCheck, failing, inconclusive
@@ -50,7 +51,7 @@ async def _connect(target: Target) -> anyio.abc.ByteStream:
 
 async def _exchange(talk: Any, target: Target, stream: anyio.abc.ByteStream) -> CheckResult:
     """Take turns until the talk gives its result; raise what it raises."""
-    room = target.limit
+    room = allowance(target)
     said, over = _step(talk.send, None)
     while not over and isinstance(said, bytes):
         try:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
-from typing import ClassVar, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import ClassVar, TypeAlias
 
 import attrs
 
 from selfheal.core.model import PASSING, CheckResult, Effect, Instance, Notification, Run, Settled
 from selfheal.plugins import ActionContext, CheckContext, Context
 
-T = TypeVar("T")
-Line: TypeAlias = "T | BaseException | float"
+Line: TypeAlias = "CheckResult | str | BaseException | float | None"
 """What happens at one call: a value is returned, an exception raised, seconds are waited before the next line."""
 
 
@@ -47,10 +46,11 @@ class _Script:
         return line
 
 
-def _script(lines: Sequence[object]) -> _Script:
+def _lines(script: Iterable[Line]) -> tuple[Line, ...]:
+    lines = tuple(script)
     if not lines:
         raise ValueError("script: give at least one line")
-    return _Script(tuple(lines))
+    return lines
 
 
 @attrs.frozen(kw_only=True)
@@ -58,17 +58,17 @@ class ScriptedCheck:
     """A check that returns, raises or waits as its script says."""
 
     kind: ClassVar[str] = "scripted"
-    script: Sequence[Line[CheckResult]] = attrs.field(default=(PASSING,), converter=tuple)
+    script: Sequence[Line] = attrs.field(default=(PASSING,), converter=_lines)
     contexts: list[CheckContext] = attrs.field(factory=list, init=False, eq=False)
-    _lines: _Script = attrs.field(init=False, eq=False, repr=False)
+    _told: _Script = attrs.field(init=False, eq=False, repr=False)
 
-    @_lines.default
+    @_told.default
     def _(self) -> _Script:
-        return _script(self.script)
+        return _Script(tuple(self.script))
 
     async def check(self, context: CheckContext) -> CheckResult:
         self.contexts.append(context)
-        result = await self._lines.play()
+        result = await self._told.play()
         assert isinstance(result, CheckResult)
         return result
 
@@ -80,18 +80,18 @@ class ScriptedAction:
     kind: ClassVar[str] = "scripted"
     verb: ClassVar[str] = "mend"
     effect: ClassVar[Effect] = Effect.GENTLE
-    script: Sequence[Line[None]] = attrs.field(default=(None,), converter=tuple)
+    script: Sequence[Line] = attrs.field(default=(None,), converter=_lines)
     keys: list[str] = attrs.field(factory=list, init=False, eq=False)
     finished: list[str] = attrs.field(factory=list, init=False, eq=False)
-    _lines: _Script = attrs.field(init=False, eq=False, repr=False)
+    _told: _Script = attrs.field(init=False, eq=False, repr=False)
 
-    @_lines.default
+    @_told.default
     def _(self) -> _Script:
-        return _script(self.script)
+        return _Script(tuple(self.script))
 
     async def run(self, context: ActionContext) -> None:
         self.keys.append(context.key)
-        await self._lines.play()
+        await self._told.play()
         self.finished.append(context.key)
 
     async def probe(self, context: ActionContext) -> Settled | None:
@@ -106,14 +106,14 @@ class ScriptedWorkload:
 
     kind: ClassVar[str] = "scripted"
     name: str = "scripted"
-    script: Sequence[Line[None]] = attrs.field(default=(None,), converter=tuple)
+    script: Sequence[Line] = attrs.field(default=(None,), converter=_lines)
     history: list[Instance] = attrs.field(factory=list, init=False, eq=False)
     keys: list[str] = attrs.field(factory=list, init=False, eq=False)
-    _lines: _Script = attrs.field(init=False, eq=False, repr=False)
+    _told: _Script = attrs.field(init=False, eq=False, repr=False)
 
-    @_lines.default
+    @_told.default
     def _(self) -> _Script:
-        return _script(self.script)
+        return _Script(tuple(self.script))
 
     def __attrs_post_init__(self) -> None:
         self.history.append(Instance(id=f"{self.name}-1", run=Run.RUNNING))
@@ -131,7 +131,7 @@ class ScriptedWorkload:
 
     async def restart(self, context: ActionContext) -> None:
         self.keys.append(context.key)
-        await self._lines.play()
+        await self._told.play()
         begun = len({instance.id for instance in self.history}) + 1
         self.history.append(Instance(id=f"{self.name}-{begun}", run=Run.RUNNING))
 
@@ -149,15 +149,15 @@ class RecordingNotifier:
     """A notifier that keeps what it is given in `sent`, and fails as its script says."""
 
     kind: ClassVar[str] = "recording"
-    script: Sequence[Line[str | None]] = attrs.field(default=(None,), converter=tuple)
+    script: Sequence[Line] = attrs.field(default=(None,), converter=_lines)
     sent: list[Notification] = attrs.field(factory=list, init=False, eq=False)
-    _lines: _Script = attrs.field(init=False, eq=False, repr=False)
+    _told: _Script = attrs.field(init=False, eq=False, repr=False)
 
-    @_lines.default
+    @_told.default
     def _(self) -> _Script:
-        return _script(self.script)
+        return _Script(tuple(self.script))
 
     async def send(self, notification: Notification, context: Context) -> str | None:
-        receipt = await self._lines.play()
+        receipt = await self._told.play()
         self.sent.append(notification)
         return receipt if isinstance(receipt, str) else None

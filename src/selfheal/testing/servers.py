@@ -138,10 +138,11 @@ def pong(*, path: Path | None = None) -> _Server:
 
 
 def hang(*, path: Path | None = None) -> _Server:
-    """Accept, and say nothing."""
+    """Accept, and say nothing until the client leaves."""
 
     def speak(client: socket.socket, stop: threading.Event) -> None:
-        stop.wait()
+        while client.recv(65536):
+            pass
 
     return serve(speak, path=path)
 
@@ -268,6 +269,11 @@ def tls_valid(reply: bytes = _OK, *, days: float = 365.0) -> _TlsServer:
     return _tls(reply, days=(-1.0, days))
 
 
+def tls_pong() -> _TlsServer:
+    """Answer everything with Redis's PONG, over TLS, on a connection that stays open."""
+    return _tls(b"+PONG\r\n", stays=True)
+
+
 def tls_expired() -> _TlsServer:
     """Serve with a certificate that ended yesterday."""
     return _tls(days=(-10.0, -1.0))
@@ -301,6 +307,7 @@ def _tls(
     days: tuple[float, float] = (-1.0, 365.0),
     trusted: bool = True,
     client: bool = False,
+    stays: bool = False,
 ) -> Iterator[TlsServer]:
     import trustme  # noqa: PLC0415 - a dependency of tests only
 
@@ -315,8 +322,10 @@ def _tls(
         authority.configure_trust(context)
 
     def speak(peer: socket.socket, stop: threading.Event) -> None:
-        peer.recv(65536)
-        peer.sendall(reply)
+        while peer.recv(65536):
+            peer.sendall(reply)
+            if not stays:
+                return
 
     with tempfile.TemporaryDirectory() as folder, serve(speak, context=context) as address:
         pem, own = Path(folder, "authority.pem"), Path(folder, "client.pem")

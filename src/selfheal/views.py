@@ -1,0 +1,775 @@
+"""From the ledger and the records to every answer: status, history, statistics, metrics.
+
+Nothing here keeps a second truth. *Live* answers are read from decided state and this run's evidence, on the engine's
+thread; *stored* answers are read from the journal, in any thread or process. `public` is the one public shape of a
+record, the same in the command line, the stream and the API; its `version` grows only when a field changes meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from math import inf
+from typing import Any, Final
+
+import attrs
+
+from selfheal.core import machine
+from selfheal.core.guards import GUARDS
+from selfheal.core.ledger import Ledger
+from selfheal.core.model import Alert, Condition, Evidence, Hold, Incident, Instance, State, Suppression
+from selfheal.core.records import (
+    AlertChanged,
+    Answered,
+    Ended,
+    FleetSet,
+    HoldChanged,
+    IncidentClosed,
+    IncidentMerged,
+    IncidentOpened,
+    Intended,
+    Moved,
+    Record,
+    SuppressionChanged,
+    encode,
+)
+from selfheal.errors import RequestRefused
+from selfheal.journal.store import Reader, StoredRecord
+
+VERSION: Final = 1
+"""Version of the public shape of records."""
+
+LIMIT: Final = 100
+MOST: Final = 1000
+
+LIVE: Final = frozenset(
+    {"status", "services", "service", "explain", "graph", "approvals", "suppressions", "health", "metrics"}
+)
+"""Queries answered from the engine's own state."""
+
+
+@attrs.frozen(kw_only=True)
+class Facts:
+    """What live answers are read from. `at` is journal time; `evidence_of` is None without a running engine."""
+
+    ledger: Ledger
+    at: float
+    to_unix: Callable[[float], float]
+    evidence_of: Callable[[str], Evidence | None] = lambda name: None
+    explain: Callable[[str], tuple[tuple[str, Hold | None], ...]] | None = None
+    kinds: Mapping[str, str] = attrs.field(factory=dict)
+    health: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def time(self, at: float | None) -> str | None:
+        """Return a journal time as UTC text; None for never."""
+        if at is None or at in (inf, -inf):
+            return None
+        return utc(self.to_unix(at))
+
+
+def utc(instant: float) -> str:
+    """Return a UNIX time as ISO 8601 text in UTC, to the millisecond."""
+    return datetime.fromtimestamp(instant, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# -- records, as everybody sees them --------------------------------------------------------------------------------
+
+
+def public(record: Record, *, seq: int | None, wall: float, volatile: bool = False) -> dict[str, Any]:
+    """Return the public shape of a record: every record has the same outer fields, null where they do not apply."""
+    shape: dict[str, Any] = {
+        "version": VERSION,
+        "seq": seq,
+        "at": record.at,
+        "time": utc(wall),
+        "kind": record.kind,
+        "service": getattr(record, "service", None) or None,
+        "incident": None,
+        "root_incident": None,
+        "attempt": None,
+        "step": None,
+        "action": None,
+        "actor": getattr(record, "actor", "") or None,
+        "reason": {"code": "", "detail": ""},
+        "cause": None,
+        "correlation_id": None,
+        "guards": [],
+        "duration_seconds": None,
+    }
+    if volatile:
+        shape["volatile"] = True
+    _FILL.get(type(record), _rest)(record, shape)
+    return shape
+
+
+def _reason(shape: dict[str, Any], code: str, detail: str = "") -> None:
+    shape["reason"] = {"code": code, "detail": detail}
+
+
+def _moved(record: Moved, shape: dict[str, Any]) -> None:
+    after = record.after
+    shape |= {
+        "from": record.before.state.value,
+        "to": after.state.value,
+        "incident": after.incident if after.incident is not None else record.before.incident,
+        "attempt": after.attempt if after.in_attempt or after.attempt else None,
+        "step": after.cursor if after.in_attempt else None,
+        "cause": after.cause.value if after.cause is not None else None,
+        "correlation_id": after.correlation or record.before.correlation or None,
+        "probation": after.state is State.HEALTHY and after.probation_until > record.at,
+    }
+    shape["root_incident"] = shape["incident"]
+    _reason(shape, after.reason or after.state.value, record.because)
+
+
+def _opened(record: IncidentOpened, shape: dict[str, Any]) -> None:
+    shape |= {
+        "incident": record.incident.number,
+        "root_incident": record.incident.number,
+        "correlation_id": record.incident.correlation or None,
+    }
+    _reason(shape, "relapse" if record.incident.reopened else "opened")
+
+
+def _merged(record: IncidentMerged, shape: dict[str, Any]) -> None:
+    shape |= {"incident": record.incident, "root_incident": record.into}
+    _reason(shape, "merged", f"into incident {record.into}")
+
+
+def _closed(record: IncidentClosed, shape: dict[str, Any]) -> None:
+    shape |= {
+        "incident": record.incident,
+        "root_incident": record.incident,
+        "duration_seconds": record.duration,
+    }
+    _reason(shape, "closed", record.because)
+
+
+def _intended(record: Intended, shape: dict[str, Any]) -> None:
+    shape |= {
+        "incident": record.incident,
+        "root_incident": record.incident,
+        "attempt": record.attempt,
+        "step": record.step,
+        "action": record.action,
+        "intent": record.intent,
+        "expected_instance": record.expected,
+        "correlation_id": record.correlation or None,
+        "guards": [
+            {
+                "guard": a.guard,
+                "holds": bool(a.reason),
+                "reason": a.reason,
+                "detail": a.detail,
+                "passed_by": a.passed_by,
+            }
+            for a in record.guards
+        ],
+    }
+    _reason(shape, "intended", "forced" if record.actor else "automatic")
+
+
+def _ended(record: Ended, shape: dict[str, Any]) -> None:
+    number, _, rest = record.intent.partition("/")
+    shape |= {
+        "incident": int(number) if number.isdigit() else None,
+        "intent": record.intent,
+        "duration_seconds": record.duration,
+        "refunded": record.refunded,
+    }
+    shape["root_incident"] = shape["incident"]
+    parts = rest.split("/")
+    if len(parts) >= 3 and parts[-2].isdigit():
+        shape |= {"attempt": int(parts[-2]), "step": int(parts[-1].partition(".")[0])}
+    _reason(shape, record.settled.value, record.detail)
+
+
+def _answered(record: Answered, shape: dict[str, Any]) -> None:
+    shape |= {
+        "action": record.act,
+        "id": record.id,
+        "accepted": record.accepted,
+        "arguments": dict(record.arguments),
+        "asked_because": record.reason,
+    }
+    _reason(shape, record.code or ("accepted" if record.accepted else "refused"), record.because)
+
+
+def _alert(record: AlertChanged, shape: dict[str, Any]) -> None:
+    alert = record.alert
+    shape |= {
+        "incident": alert.incident,
+        "root_incident": alert.incident,
+        "alert": alert.id,
+        "rule": alert.rule,
+        "severity": alert.severity.value,
+        "open": record.open,
+        "folded": alert.folded,
+        "correlation_id": alert.correlation or None,
+        "acknowledged_by": alert.acknowledged_by or None,
+        "duration_seconds": None if record.open else record.at - alert.since,
+    }
+    _reason(shape, alert.rule, record.because or alert.text)
+
+
+def _hold(record: HoldChanged, shape: dict[str, Any]) -> None:
+    shape |= {"hold": record.hold, "on": record.on}
+    _reason(shape, record.hold, record.evidence)
+
+
+def _suppression(record: SuppressionChanged, shape: dict[str, Any]) -> None:
+    suppression = record.suppression
+    shape |= {
+        "suppression": suppression.id,
+        "on": record.on,
+        "services": list(suppression.services),
+        "everything": suppression.everything,
+        "actor": record.actor or suppression.actor or None,
+    }
+    _reason(shape, suppression.binds.value, suppression.reason)
+
+
+def _fleet(record: FleetSet, shape: dict[str, Any]) -> None:
+    shape |= {
+        "services": [policy.name for policy in record.fleet.policies],
+        "unwatched": list(record.unwatched),
+    }
+    _reason(shape, "fleet_set")
+
+
+def _rest(record: Any, shape: dict[str, Any]) -> None:
+    known = {"at", "service", "actor"}
+    shape |= {key: value for key, value in encode(record).items() if key not in known}
+    _reason(shape, record.kind, getattr(record, "error", ""))
+
+
+_FILL: Final[Mapping[type[Any], Callable[[Any, dict[str, Any]], None]]] = {
+    Moved: _moved,
+    IncidentOpened: _opened,
+    IncidentMerged: _merged,
+    IncidentClosed: _closed,
+    Intended: _intended,
+    Ended: _ended,
+    Answered: _answered,
+    AlertChanged: _alert,
+    HoldChanged: _hold,
+    SuppressionChanged: _suppression,
+    FleetSet: _fleet,
+}
+
+
+def _stored(stored: StoredRecord) -> dict[str, Any]:
+    return public(stored.record, seq=stored.seq, wall=stored.wall)
+
+
+# -- live: from decided state and this run's evidence ----------------------------------------------------------------
+
+
+def live(name: str, parameters: Mapping[str, Any], facts: Facts) -> Any:
+    """Answer a live query. Raises `RequestRefused` for an unknown service."""
+    service = parameters.get("service")
+    if service is not None and service not in facts.ledger.policies:
+        raise RequestRefused("unknown_service", f"no service {service!r}")
+    return _LIVE[name](facts, parameters)
+
+
+def _status(facts: Facts, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    ledger = facts.ledger
+    lines = [_line(facts, name) for name in ledger.policies]
+    counts = {state.value: 0 for state in State}
+    for line in lines:
+        counts[line["state"]] += 1
+    return {
+        "version": VERSION,
+        "fleet": ledger.fleet.name,
+        "time": facts.time(facts.at),
+        "counts": counts,
+        "services": lines,
+        "holds": [{"hold": hold, "evidence": evidence} for hold, evidence in ledger.holds.items()],
+        "incidents": [_incident(facts, incident) for incident in ledger.incidents.values()],
+        "suppressions": [_shown(facts, suppression) for suppression in ledger.suppressions.values()],
+        "running": bool(facts.health.get("running")),
+    }
+
+
+def _line(facts: Facts, name: str) -> dict[str, Any]:
+    condition = facts.ledger.conditions[name]
+    evidence = facts.evidence_of(name)
+    return {
+        "service": name,
+        "state": condition.state.value,
+        "reason": condition.reason,
+        "detail": condition.detail,
+        "since": facts.time(condition.since),
+        "since_seconds": max(0.0, facts.at - condition.since),
+        "probation": condition.state is State.HEALTHY and condition.probation_until > facts.at,
+        "incident": condition.incident,
+        "root": facts.ledger.root_of(condition.incident),
+        "attempt": condition.attempt if condition.incident is not None else 0,
+        "cause": condition.cause.value if condition.cause is not None else None,
+        "watched": name not in facts.ledger.unwatched,
+        "last_check": facts.time(evidence.last_at) if evidence is not None else None,
+        "last_verdict": evidence.last_verdict.value if evidence is not None and evidence.last_verdict else None,
+        "latency_seconds": evidence.latency if evidence is not None else None,
+        "summary": evidence.summary if evidence is not None else "",
+    }
+
+
+def _services(facts: Facts, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [_one(facts, name) for name in facts.ledger.policies]
+
+
+def _service(facts: Facts, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return _one(facts, parameters["service"])
+
+
+def _one(facts: Facts, name: str) -> dict[str, Any]:
+    ledger = facts.ledger
+    evidence = facts.evidence_of(name)
+    return {
+        **_line(facts, name),
+        "check": facts.kinds.get(name),
+        "policy": encode(ledger.policies[name]),
+        "condition": _condition(facts, ledger.conditions[name]),
+        "evidence": _evidence(facts, evidence) if evidence is not None else None,
+        "alerts": [_alert_shown(facts, alert) for alert in ledger.alerts.values() if alert.service == name],
+        "action": next((i.intent for i in ledger.intents.values() if i.service == name), None),
+    }
+
+
+def _condition(facts: Facts, condition: Condition) -> dict[str, Any]:
+    shape: dict[str, Any] = encode(condition)
+    for field in ("since", "not_before", "probation_until", "well_since", "asked_at"):
+        value = getattr(condition, field)
+        shape[field] = facts.time(value) if value else None
+    return {**shape, "state": condition.state.value}
+
+
+def _evidence(facts: Facts, evidence: Evidence) -> dict[str, Any]:
+    return {
+        "checks": evidence.checks,
+        "failures": evidence.failures,
+        "passes": evidence.passes,
+        "inconclusive": evidence.inconclusive,
+        "failing_since": facts.time(evidence.failing_since),
+        "last_check": facts.time(evidence.last_at),
+        "last_verdict": evidence.last_verdict.value if evidence.last_verdict is not None else None,
+        "cause": evidence.cause.value if evidence.cause is not None else None,
+        "summary": evidence.summary,
+        "latency_seconds": evidence.latency,
+        "suspicion": evidence.score,
+        "instance": _instance(facts, evidence.instance),
+    }
+
+
+def _instance(facts: Facts, instance: Instance | None) -> dict[str, Any] | None:
+    if instance is None:
+        return None
+    return {
+        "id": instance.id,
+        "run": instance.run.value,
+        "since": facts.time(instance.since),
+        "count": instance.count,
+        "detail": instance.detail,
+    }
+
+
+def _explain(facts: Facts, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    name = parameters["service"]
+    condition, policy = facts.ledger.conditions[name], facts.ledger.policies[name]
+    evidence = facts.evidence_of(name)
+    answers = facts.explain(name) if facts.explain is not None else ()
+    about = {guard.name: (guard.ask.__doc__ or "").partition("\n")[0] for guard in GUARDS}
+    index = machine.next_step(policy, condition, evidence) if evidence is not None else None
+    holding = [guard for guard, hold in answers if hold is not None]
+    return {
+        "service": name,
+        "state": condition.state.value,
+        "reason": condition.reason,
+        "detail": condition.detail,
+        "next_step": policy.steps[index].action if index is not None else None,
+        "holding": holding,
+        "guards": [
+            {
+                "guard": guard,
+                "holds": hold is not None,
+                "reason": hold.reason if hold is not None else "",
+                "detail": hold.detail if hold is not None else "",
+                "until": facts.time(hold.until) if hold is not None else None,
+                "about": about.get(guard, ""),
+            }
+            for guard, hold in answers
+        ],
+        "verdict": _in_words(condition, holding, known=bool(answers)),
+    }
+
+
+def _in_words(condition: Condition, holding: list[str], *, known: bool) -> str:
+    """Say in one sentence why something is done, or not."""
+    if condition.state is State.DISABLED:
+        return "Nothing is done: it is switched off."
+    if condition.state is State.RECOVERING:
+        return f"Attempt {condition.attempt} is under way: an action runs, or its effect is being verified."
+    if condition.state is not State.FAILED:
+        return f"Nothing is done: it is {condition.state.value}, and only a confirmed failure is acted on."
+    if not known:
+        return f"It is down: {condition.reason or 'about to be acted on'}. Ask the running engine for its guards."
+    if holding:
+        return f"It is down and nothing is done, because of: {', '.join(holding)}."
+    return "It is down and no guard holds: a fresh check comes first, then the next step."
+
+
+def _graph(facts: Facts, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    nodes = [{"service": n, "state": facts.ledger.conditions[n].state.value} for n in facts.ledger.policies]
+    edges = [
+        {
+            "service": policy.name,
+            "needs": list(dependency.services),
+            "kind": dependency.kind.value,
+            "when_disabled": dependency.when_disabled.value,
+        }
+        for policy in facts.ledger.policies.values()
+        for dependency in policy.depends_on
+    ]
+    return {"services": nodes, "edges": edges}
+
+
+def _approvals(facts: Facts, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    waiting = []
+    for name, condition in facts.ledger.conditions.items():
+        if condition.asked_at is None or condition.state is not State.FAILED:
+            continue
+        policy = facts.ledger.policies[name]
+        index = machine.next_step(policy, condition, facts.evidence_of(name) or Evidence())
+        step = policy.steps[index] if index is not None else None
+        people = step is not None and step.action == "manual_intervention"
+        waiting.append(
+            {
+                "service": name,
+                "action": step.action if step is not None else None,
+                "step": index,
+                "incident": condition.incident,
+                "asked": facts.time(condition.asked_at),
+                "skipped_at": None if people else facts.time(condition.asked_at + policy.approval_timeout),
+            }
+        )
+    return waiting
+
+
+def _suppressions(facts: Facts, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [_shown(facts, suppression) for suppression in facts.ledger.suppressions.values()]
+
+
+def _shown(facts: Facts, suppression: Suppression) -> dict[str, Any]:
+    return {
+        "suppression": suppression.id,
+        "binds": suppression.binds.value,
+        "services": list(suppression.services),
+        "everything": suppression.everything,
+        "since": facts.time(suppression.since),
+        "until": facts.time(suppression.until),
+        "actor": suppression.actor,
+        "reason": suppression.reason,
+    }
+
+
+def _incident(facts: Facts, incident: Incident) -> dict[str, Any]:
+    return {
+        "incident": incident.number,
+        "root": incident.root,
+        "since": facts.time(incident.since),
+        "open": True,
+        "members": list(facts.ledger.members.get(incident.number, ())),
+        "correlation_id": incident.correlation,
+        "duration_seconds": facts.at - incident.since,
+    }
+
+
+def _alert_shown(facts: Facts, alert: Alert) -> dict[str, Any]:
+    return {
+        "alert": alert.id,
+        "service": alert.service or None,
+        "rule": alert.rule,
+        "severity": alert.severity.value,
+        "since": facts.time(alert.since),
+        "text": alert.text,
+        "incident": alert.incident,
+        "folded": alert.folded,
+        "acknowledged_by": alert.acknowledged_by or None,
+    }
+
+
+def _health(facts: Facts, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "fleet": facts.ledger.fleet.name,
+        "time": facts.time(facts.at),
+        "services": len(facts.ledger.policies),
+        "holds": list(facts.ledger.holds),
+        **facts.health,
+    }
+
+
+def _metrics(facts: Facts, parameters: Mapping[str, Any]) -> str:
+    """The Prometheus text exposition format, version 0.0.4."""
+    lines = [
+        "# HELP selfheal_service_state Whether a service is in a state (1) or not (0).",
+        "# TYPE selfheal_service_state gauge",
+    ]
+    lines += [
+        f'selfheal_service_state{{service="{name}",state="{state.value}"}} {int(condition.state is state)}'
+        for name, condition in facts.ledger.conditions.items()
+        for state in State
+    ]
+    lines += ["# HELP selfheal_checks_total Checks of a service in this run.", "# TYPE selfheal_checks_total counter"]
+    for name in facts.ledger.policies:
+        evidence = facts.evidence_of(name)
+        if evidence is not None:
+            lines.append(f'selfheal_checks_total{{service="{name}"}} {evidence.checks}')
+    lines += [
+        "# HELP selfheal_check_latency_seconds Latency of the last check that concluded something.",
+        "# TYPE selfheal_check_latency_seconds gauge",
+    ]
+    for name in facts.ledger.policies:
+        evidence = facts.evidence_of(name)
+        if evidence is not None and evidence.latency is not None:
+            lines.append(f'selfheal_check_latency_seconds{{service="{name}"}} {evidence.latency:.6f}')
+    lines += ["# HELP selfheal_alerts_open Open alerts.", "# TYPE selfheal_alerts_open gauge"]
+    counts: dict[str, int] = {}
+    for alert in facts.ledger.alerts.values():
+        counts[alert.severity.value] = counts.get(alert.severity.value, 0) + 1
+    lines += [f'selfheal_alerts_open{{severity="{severity}"}} {count}' for severity, count in sorted(counts.items())]
+    lines += ["# HELP selfheal_hold Whether a hold on the fleet is on.", "# TYPE selfheal_hold gauge"]
+    lines += [f'selfheal_hold{{hold="{hold}"}} 1' for hold in facts.ledger.holds]
+    lines += [
+        "# HELP selfheal_incidents_open Open incidents.",
+        "# TYPE selfheal_incidents_open gauge",
+        f"selfheal_incidents_open {len(facts.ledger.incidents)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_LIVE: Final[Mapping[str, Callable[[Facts, Mapping[str, Any]], Any]]] = {
+    "status": _status,
+    "services": _services,
+    "service": _service,
+    "explain": _explain,
+    "graph": _graph,
+    "approvals": _approvals,
+    "suppressions": _suppressions,
+    "health": _health,
+    "metrics": _metrics,
+}
+
+
+# -- stored: from the journal ----------------------------------------------------------------------------------------
+
+
+def stored(name: str, parameters: Mapping[str, Any], reader: Reader) -> Any:
+    """Answer a stored query. Blocks: call it in a thread. Raises `RequestRefused` for an unknown incident."""
+    return _STORED[name](reader, parameters)
+
+
+def _most(parameters: Mapping[str, Any]) -> int:
+    return min(int(parameters.get("limit", LIMIT)), MOST)
+
+
+def _history(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    page = reader.records(service=parameters.get("service"), limit=_most(parameters), newest_first=True)
+    return [_stored(record) for record in page]
+
+
+def _records(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    page = reader.records(after=int(parameters.get("after", 0)), limit=_most(parameters))
+    return [_stored(record) for record in page]
+
+
+def _audit(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    page = reader.records(
+        service=parameters.get("service"), kinds=("answered",), limit=_most(parameters), newest_first=True
+    )
+    return [_stored(record) for record in page]
+
+
+def _alerts(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The last word on every alert, newest first; resolved ones only when `all` is asked for."""
+    shown: dict[str, dict[str, Any]] = {}
+    for record in _each(reader, ("alert_changed",)):
+        change = record.record
+        assert isinstance(change, AlertChanged)
+        shape = _stored(record)
+        opened = shown.get(change.alert.id, shape)
+        shown[change.alert.id] = {
+            **shape,
+            "text": change.alert.text,
+            "opened": opened.get("opened", opened["time"]),
+            "resolved": None if change.open else shape["time"],
+        }
+    wanted = [alert for alert in shown.values() if alert["open"] or parameters.get("all")]
+    return list(reversed(wanted))[: _most(parameters)]
+
+
+def _each(reader: Reader, kinds: tuple[str, ...], *, service: str | None = None) -> Iterable[StoredRecord]:
+    after = 0
+    while True:
+        page = reader.records(after=after, kinds=kinds, service=service, limit=MOST)
+        if not page:
+            return
+        yield from page
+        after = page[-1].seq
+
+
+_INCIDENT_KINDS: Final = ("incident_opened", "incident_merged", "incident_closed", "moved", "ended", "intended")
+
+
+def _incidents(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = outages(reader)
+    service = parameters.get("service")
+    chosen = [
+        outage.shape()
+        for outage in reversed(found.values())
+        if (service is None or service in outage.members) and not (parameters.get("open") and outage.closed is not None)
+    ]
+    return chosen[: _most(parameters)]
+
+
+def _one_incident(reader: Reader, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    number = int(parameters["number"])
+    outage = outages(reader).get(number)
+    if outage is None:
+        raise RequestRefused("not_found", f"no incident {number}")
+    timeline = [
+        shape
+        for record in _each(reader, (*_INCIDENT_KINDS, "alert_changed"))
+        if (shape := _stored(record))["incident"] == number or shape["root_incident"] == number
+    ]
+    return {**outage.shape(), "timeline": timeline}
+
+
+@attrs.define(kw_only=True)
+class Outage:
+    """An incident as the records tell it. Times are UNIX time; `downs` are seconds down, by member."""
+
+    number: int
+    root: str
+    opened: float
+    correlation: str = ""
+    members: dict[str, None] = attrs.field(factory=dict)
+    closed: float | None = None
+    into: int | None = None
+    because: str = ""
+    actions: list[str] = attrs.field(factory=list)
+    relapses: int = 0
+    first_failure: float | None = None
+
+    def shape(self) -> dict[str, Any]:
+        """Return it as the API shows it."""
+        return {
+            "incident": self.number,
+            "root": self.root,
+            "opened": utc(self.opened),
+            "closed": utc(self.closed) if self.closed is not None else None,
+            "open": self.closed is None and self.into is None,
+            "merged_into": self.into,
+            "members": list(self.members),
+            "actions": self.actions,
+            "relapses": self.relapses,
+            "because": self.because,
+            "correlation_id": self.correlation,
+            "detection_seconds": self.opened - self.first_failure if self.first_failure is not None else None,
+            "duration_seconds": self.closed - self.opened if self.closed is not None else None,
+        }
+
+
+def outages(reader: Reader) -> dict[int, Outage]:
+    """Return every incident by number, as the records tell it."""
+    found: dict[int, Outage] = {}
+    for stored_record in _each(reader, _INCIDENT_KINDS):
+        record, wall = stored_record.record, stored_record.wall
+        if isinstance(record, IncidentOpened):
+            outage = found.get(record.incident.number)
+            if outage is None:
+                outage = found[record.incident.number] = Outage(
+                    number=record.incident.number,
+                    root=record.service,
+                    opened=wall,
+                    correlation=record.incident.correlation,
+                    first_failure=_first_failure(record, wall),
+                )
+            else:
+                outage.closed = None
+                outage.relapses += 1
+            outage.members[record.service] = None
+        elif isinstance(record, IncidentMerged) and record.incident in found:
+            found[record.incident].into = record.into
+        elif isinstance(record, IncidentClosed) and record.incident in found:
+            found[record.incident].closed = wall
+            found[record.incident].because = record.because
+        elif isinstance(record, Intended) and record.incident in found:
+            found[record.incident].actions.append(f"{record.service}: {record.action}")
+        elif isinstance(record, Moved):
+            if record.after.incident in found and record.after.incident is not None:
+                found[record.after.incident].members[record.service] = None
+    return found
+
+
+def _first_failure(record: IncidentOpened, wall: float) -> float | None:
+    """The UNIX time of the first failing check: the correlation id carries its journal time."""
+    _, _, at = record.incident.correlation.rpartition("@")
+    try:
+        return wall - (record.at - float(at))
+    except ValueError:
+        return None
+
+
+def _statistics(reader: Reader, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers from recorded data; where there is none, the number is null and not a guess (S51)."""
+    service = parameters.get("service")
+    found = outages(reader)
+    names: dict[str, dict[str, Any]] = {}
+    down_since: dict[str, float] = {}
+    for stored_record in _each(reader, ("moved", "intended", "ended")):
+        record, wall = stored_record.record, stored_record.wall
+        name = getattr(record, "service", "")
+        if service is not None and name != service:
+            continue
+        one = names.setdefault(
+            name, {"incidents": 0, "recovered": 0, "healed_by_itself": 0, "actions": {}, "times": []}
+        )
+        if isinstance(record, Intended):
+            one["actions"][record.action] = one["actions"].get(record.action, 0) + 1
+        elif isinstance(record, Moved):
+            was, now = record.before.state, record.after.state
+            if now is State.FAILED and was not in (State.FAILED, State.RECOVERING):
+                down_since[name] = wall
+                one["incidents"] += 1
+            elif was in (State.FAILED, State.RECOVERING) and now in (State.HEALTHY, State.DEGRADED):
+                key = "recovered" if was is State.RECOVERING else "healed_by_itself"
+                one[key] += 1
+                if name in down_since:
+                    one["times"].append(wall - down_since.pop(name))
+    services = {}
+    for name, one in names.items():
+        times = sorted(one.pop("times"))
+        services[name] = {
+            **one,
+            "median_recovery_seconds": _quantile(times, 0.5),
+            "p90_recovery_seconds": _quantile(times, 0.9),
+            "recoveries_measured": len(times),
+        }
+    return {"incidents": len(found), "services": services}
+
+
+def _quantile(times: list[float], share: float) -> float | None:
+    return times[min(len(times) - 1, int(share * len(times)))] if times else None
+
+
+_STORED: Final[Mapping[str, Callable[[Reader, Mapping[str, Any]], Any]]] = {
+    "incidents": _incidents,
+    "incident": _one_incident,
+    "history": _history,
+    "alerts": _alerts,
+    "audit": _audit,
+    "statistics": _statistics,
+    "records": _records,
+}
