@@ -168,8 +168,7 @@ class MaintenanceWindow:
             if end > utc:
                 yield begin, end
             begin, end = opens, closes
-        if end > utc:
-            yield begin, end
+        yield begin, end
 
 
 @attrs.frozen(kw_only=True)

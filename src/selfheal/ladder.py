@@ -223,7 +223,7 @@ def _resolved(
     service: Laddered, rung: Rung, callback: Callable[..., Any] | None, actions: Mapping[str, type[Any]]
 ) -> ResolvedStep:
     step, verb = rung.step, rung.step.action
-    plugin = f"{service.kind}.{verb}"
+    plugin = f"{service.kind}.{verb}" if service.kind is not None else ""
     if verb == MANUAL:
         if callback is not None or rung.by is not None:
             raise _Unresolved(f"{verb} is people and nothing else can be it", "give the action a verb of its own")

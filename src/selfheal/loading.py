@@ -189,7 +189,7 @@ def load_plugins(
     """Load plugins and return their tables; what fails is in `Tables.plugins`, and nothing is raised.
 
     `allowed` names the entry points that may be loaded (None: all; empty: none). `needed` are the (section, kind)
-    pairs a configuration names: when all are built in and nothing is `allowed` by name, no entry point is even
+    pairs a configuration names (`preset` is a section too): when all are built in and nothing is `allowed` by name, no entry point is even
     listed. `extra` are plugin modules or objects given by hand, by name.
     """
     loader = _Loader()
@@ -197,7 +197,7 @@ def load_plugins(
     for name, module in (extra or {}).items():
         loader.admit(name, "given by hand", lambda module=module: module)  # type: ignore[misc]
     if allowed is None:
-        scan = needed is None or any(kind not in loader.tables.section(section) for section, kind in needed)
+        scan = needed is None or not all(loader.has(section, kind) for section, kind in needed)
     else:
         scan = bool(allowed)
     if scan:
@@ -233,6 +233,9 @@ class _Loader:
         self._presets: dict[str, Mapping[str, Any]] = {}
         self._commands: list[Any] = []
         self._observers: list[tuple[str, Observer]] = []
+
+    def has(self, section: str, kind: str) -> bool:
+        return kind in (self._presets if section == "preset" else self.tables.section(section))
 
     def result(self) -> Tables:
         return attrs.evolve(

@@ -174,13 +174,11 @@ def _like(name: str) -> Any:
     )
 
 
-def _budgets(name: str) -> Any:
-    return attrs.field(
-        default=attrs.fields_dict(Policy)[name].default,
-        converter=tuple,
-        validator=attrs.validators.deep_iterable(attrs.validators.instance_of(Budget)),
-        kw_only=True,
-    )
+def _budgets(items: Iterable[Budget]) -> tuple[Budget, ...]:
+    return tuple(items)
+
+
+_ARE_BUDGETS: Final = attrs.validators.deep_iterable(attrs.validators.instance_of(Budget))
 
 
 def _timeout() -> Any:
@@ -244,14 +242,18 @@ class Service:
     latency_objective: float | None = _like("latency_objective")
     latency_strikes: int = _like("latency_strikes")
     warning_fails: bool = _like("warning_fails")
-    flapping: tuple[Budget, ...] = _budgets("flapping")
+    flapping: tuple[Budget, ...] = attrs.field(
+        kw_only=True, default=attrs.fields(Policy).flapping.default, converter=_budgets, validator=_ARE_BUDGETS
+    )
     # recovery
     max_retries: int = _like("max_retries")
     backoff: Backoff = _like("backoff")  # noqa: RUF009  # it returns an attrs field
     recovery_timeout: float = _like("recovery_timeout")
     slow_retry: float | None = _like("slow_retry")
     probation: float = _like("probation")
-    budgets: tuple[Budget, ...] = _budgets("budgets")
+    budgets: tuple[Budget, ...] = attrs.field(
+        kw_only=True, default=attrs.fields(Policy).budgets.default, converter=_budgets, validator=_ARE_BUDGETS
+    )
     approval_timeout: float = _like("approval_timeout")
     observe_only: bool = _like("observe_only")
     dependent_grace: float = _like("dependent_grace")

@@ -67,7 +67,11 @@ class Supervisor:
     ) -> None:
         self.name = name
         self.journal = Path(journal) if journal is not None else None
-        self._services = {service.name: service for service in services}
+        self._services: dict[str, Service] = {}
+        for service in services:
+            if service.name in self._services:
+                raise ValueError(f"two services are called {service.name!r}")
+            self._services[service.name] = self._at_home(service)
         self._canaries = tuple(canaries)
         self._limits = limits or Limits()
         self._seed = seed
@@ -108,7 +112,14 @@ class Supervisor:
         self._not_running("service")
         if service.name in self._services:
             raise ValueError(f"a service {service.name!r} is registered already; use `register(…, replace=True)`")
-        self._services[service.name] = service
+        self._services[service.name] = self._at_home(service)
+
+    def _at_home(self, service: Service) -> Service:
+        """Let a workload that keeps files of its own, and was not told where, keep them beside the journal."""
+        workload: Any = service.workload
+        if self.journal is None or getattr(workload, "state_directory", "") is not None:
+            return service
+        return attrs.evolve(service, workload=attrs.evolve(workload, state_directory=self.journal.parent / "processes"))
 
     def _not_running(self, what: str) -> None:
         if self._running is not None:
@@ -211,7 +222,11 @@ class Supervisor:
         """
         if service.name in self._services and not replace:
             raise RequestRefused("conflict", f"a service {service.name!r} is registered already; say replace=True")
-        await self._change({**self._services, service.name: service}, f"register {service.name}", actor)
+        known = self._services.get(service.name)
+        kept = known is not None and known.check == service.check
+        # An equal check object keeps what it has heard so far: the beats of a heartbeat, a kept connection.
+        service = attrs.evolve(service, check=known.check) if known is not None and kept else service
+        await self._change({**self._services, service.name: self._at_home(service)}, f"register {service.name}", actor)
 
     async def remove(self, name: str, *, confirmed: bool = False, actor: str = LOCAL) -> None:
         """Watch a service no more; what is open about it is closed.

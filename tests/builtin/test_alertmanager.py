@@ -259,6 +259,7 @@ async def test_a_restart_of_alertmanager_forgets_and_the_next_refresh_tells_it_a
     assert alertmanager.severities() == ["high"]
 
 
+@pytest.mark.real_time
 @pytest.mark.server
 async def test_one_that_hangs_is_a_temporary_failure(alertmanager: Alertmanager) -> None:
     call = Call(timeout=0.5)
@@ -267,7 +268,7 @@ async def test_one_that_hangs_is_a_temporary_failure(alertmanager: Alertmanager)
     with pytest.raises(NotificationFailed, match="no answer within") as caught:
         await AlertmanagerNotifier(url=alertmanager.url).send(notification(), call)
     assert not caught.value.permanent
-    assert time.monotonic() - started < 0.8
+    assert time.monotonic() - started < 3.0
     alertmanager.signal(signal.SIGCONT)
     await call.aclose()
 
@@ -293,12 +294,13 @@ async def test_all_are_told_and_one_is_enough(receiver: Receiver, call: Call) ->
         assert receiver.requests[0].target == "/api/v2/alerts"
 
 
+@pytest.mark.real_time
 async def test_one_that_hangs_does_not_keep_the_others_from_being_told(receiver: Receiver, call: Call) -> None:
     with receiving() as second:
         second.always = Reply(deed="hang")
         started = time.monotonic()
         await AlertmanagerNotifier(url=[second.url, receiver.url], timeout=0.5).send(notification(), call)
-        assert time.monotonic() - started < 0.9
+        assert time.monotonic() - started < 3.0
         assert len(receiver.requests) == 1
 
 

@@ -263,6 +263,7 @@ def test_retry_after_is_seconds_or_a_date() -> None:
 # -- receivers that misbehave -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("deed", ["drop", "hang", "drip_header", "endless_header", "garbage"])
 async def test_a_receiver_without_an_answer_is_a_temporary_failure_within_the_deadline(
     deed: Deed, receiver: Receiver
@@ -272,17 +273,18 @@ async def test_a_receiver_without_an_answer_is_a_temporary_failure_within_the_de
     started = time.monotonic()
     failure = await failure_of(WebhookNotifier(url=receiver.url, private=True), call)
     assert not failure.permanent
-    assert time.monotonic() - started < 0.9
+    assert time.monotonic() - started < 3.0
     await call.aclose()
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("deed", ["drip", "endless", "cut"])
 async def test_a_body_that_misbehaves_does_not_undo_the_status(deed: Deed, receiver: Receiver) -> None:
     call = Call(timeout=2.0)
     receiver.always = Reply(deed=deed)
     started = time.monotonic()
     assert await WebhookNotifier(url=receiver.url, private=True).send(notification(), call) is None
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 1.9
     receiver.always = Reply(deed=deed, status=400)
     assert (await failure_of(WebhookNotifier(url=receiver.url, private=True), call)).permanent
     await call.aclose()
@@ -313,6 +315,7 @@ async def test_a_name_that_does_not_exist_is_a_temporary_failure(call: Call) -> 
     assert not failure.permanent
 
 
+@pytest.mark.real_time
 async def test_three_hundred_failures_leave_no_descriptor(receiver: Receiver) -> None:
     call = Call(timeout=60.0)
     notifier = WebhookNotifier(url=receiver.url, private=True, timeout=0.1)
@@ -604,6 +607,7 @@ async def test_proxies_of_the_environment_are_not_asked(
     assert len(receiver.requests) == 1
 
 
+@pytest.mark.real_time
 async def test_whether_a_request_was_sent_is_known(receiver: Receiver) -> None:
     call = Call(timeout=0.3)
     receiver.always = Reply(deed="hang")

@@ -117,7 +117,8 @@ def test_the_example_loads_as_printed(loaded: Load, monkeypatch: pytest.MonkeyPa
     assert [dependency.kind for dependency in api.depends_on] == [DependencyKind.HARD, DependencyKind.SOFT]
     assert api.latency_objective == 0.5
     scale_up = api.recovery_actions[1]
-    assert (scale_up.step.cooldown, scale_up.step.only_for) == (600.0, {Cause.OVERLOADED})
+    assert scale_up.step.cooldown == 600.0
+    assert scale_up.step.only_for == {Cause.OVERLOADED}
     assert scale_up.options == {"to": 3}
     assert (importer.check.every, importer.check.grace) == (600.0, 120.0)  # type: ignore[union-attr]
     assert importer.workload.state_directory == Path("/var/lib/selfheal")  # type: ignore[union-attr]
@@ -237,7 +238,6 @@ def test_unknown_keys_are_refused_everywhere_at_once_with_what_was_meant(refused
         ("services.a.backoff.inital", '"initial"'),
         ("services.a.window.failure", '"failures"'),
         ("services.b.check.adress", '"address"'),
-        ("services.b.check", ""),
         ("services.b.recovery_actions[0]", '"cooldown"'),
         ("services.b.depends_on[0].services", '"service"'),
         ("canaries.c.timeot", '"timeout"'),
@@ -313,11 +313,10 @@ def test_absurd_values_are_refused(refused: Refuse, text: str, words: str) -> No
     ],
 )
 def test_s28_names_that_could_be_something_else_are_refused(refused: Refuse, name: str, words: str) -> None:
-    for section in ("services", "canaries"):
-        (said,) = refused(f"[{section}.{name}]\n{TCP}\n")
+    for section in ("services", "canaries", "notifiers"):
+        (said,) = refused(f"[{section}.{name}]\n" + ("kind = 'log'" if section == "notifiers" else TCP))
         assert words in said
         assert said.isprintable()
-    assert any(words in said for said in refused(f"[notifiers.{name}]\nkind = 'log'\n"))
 
 
 def test_names_that_differ_in_case_alone_are_warned_of(loaded: Load) -> None:
@@ -392,8 +391,10 @@ def test_a_fault_of_the_fleet_is_told_once_however_many_services_there_are(refus
 
 def test_a_kind_that_an_extra_would_install_says_so(refused: Refuse) -> None:
     assert refused("[services.a]\ncheck = { kind = 'neo4j' }\nworkload = { kind = 'compose' }\n[prometheus]\n") == [
-        'services.a.workload.kind: there is no workload "compose"'
-        " (you have `compose` configured; install selfheal-core[docker])",
+        (
+            'services.a.workload.kind: there is no workload "compose"'
+            " (you have `compose` configured; install selfheal-core[docker])"
+        ),
         'services.a.check.kind: there is no check "neo4j" (you have `neo4j` configured; install selfheal-core[neo4j])',
         'prometheus: there is no frontend "prometheus" (there are: http)',
     ]
@@ -504,11 +505,15 @@ def test_a_key_that_no_action_reads_is_found_by_check(tmp_path: Path, tables: Ta
     report = check(path, tables=tables)
 
     assert [str(problem) for problem in report.problems] == [
-        "services.a.recovery_actions[0]: 'to' is unknown to restart (it reads: action, effect, timeout, cooldown, settle,"
-        " only_for, from_attempt, needs_running, approval, allow_destructive)",
+        (
+            "services.a.recovery_actions[0]: 'to' is unknown to restart (it reads: action, effect, timeout, cooldown,"
+            " settle, only_for, from_attempt, needs_running, approval, allow_destructive)"
+        ),
         "services.a.recovery_actions[1]: 'patern' is unknown to redis.reset_cache (did you mean \"pattern\"?)",
-        'services.a.recovery_actions[2]: nothing answers "failover": the service has a workload without `failover`'
-        " (give it a workload that can, add http = { url = … } to the step, or register a callback)",
+        (
+            'services.a.recovery_actions[2]: nothing answers "failover": the service has a workload without `failover`'
+            " (give it a workload that can, add http = { url = … } to the step, or register a callback)"
+        ),
     ]
 
 

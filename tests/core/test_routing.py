@@ -21,18 +21,15 @@ from selfheal.core.records import (
     SuppressionChanged,
 )
 from selfheal.core.routing import (
-    CONDUCT,
     IN_DOUBT,
     LOST_AFTER,
     OWED_FIRST,
     REFUSED,
     REMEMBERED,
-    TITLES,
     Deliver,
     DeliveryFinished,
     Route,
     Router,
-    span,
 )
 
 HOUR = 3600.0
@@ -589,22 +586,3 @@ def test_what_may_have_been_on_its_way_when_we_died_is_told_and_resolved() -> No
     assert story.restarted().until(300.0).told() == [(200.0, FIRING), (200.0, RESOLVED)]
     story.resolved(alert(9), 200.0 + IN_DOUBT)
     assert story.restarted().until(DAY).told("oncall")[0][1] is UPDATED
-
-
-# -- words ------------------------------------------------------------------------------------------------------------
-
-
-def test_every_rule_has_a_title_of_its_own() -> None:
-    assert set(TITLES) == {*SERVICE_RULES, *FLEET_RULES}
-    assert set(CONDUCT) <= set(TITLES)
-    story = Story().opened(alert(1, rule="novel"), 0.0).until(60.0)
-    assert story.last.title == "api: novel"
-    assert story.last.text.endswith("selfheal only watches it: nothing is restarted.")
-
-
-@pytest.mark.parametrize(
-    ("duration", "words"),
-    [(0.0, "0 s"), (119.9, "119 s"), (120.0, "2 min"), (7199.0, "119 min"), (7200.0, "2 h"), (3 * DAY, "3 d")],
-)
-def test_a_duration_in_words(duration: float, words: str) -> None:
-    assert span(duration) == words

@@ -159,6 +159,22 @@ def test_a_cancelled_check_is_dropped_silently_and_its_socket_closed(turned: Tur
         turned.turn(lambda: descriptors() <= before)
 
 
+def test_a_check_cancelled_between_its_result_and_the_flush_keeps_its_connection(turned: Turned) -> None:
+    def at_once() -> Talk:
+        while True:
+            yield PASSING
+
+    with servers.hang() as address:
+        lane = turned.runner.lane(Says(address=address, says=at_once, keep=True), 1.0, None)
+        turned.runner.start(lane, monotonic())
+        turned.runner.cancel(lane)
+        turned.runner.flush()
+        assert turned.told == []
+        assert turned.runner.in_flight == 0
+        assert turned.runner.connections == 1
+        assert turned.run(lane) is PASSING
+
+
 def test_a_result_of_a_cancelled_check_is_not_taken_for_the_next_one(turned: Turned) -> None:
     with servers.refuse() as dead:
         lane = turned.runner.lane(TcpCheck(address=dead), 1.0, None)
@@ -619,6 +635,25 @@ def test_a_stray_event_of_a_copied_descriptor_connects_nobody(turned: Turned) ->
             copy.send(b"*1\r\n$4\r\nPING\r\n")  # the answer is an event of the old socket, under the old number
             turned.turn(lambda: bool(turned.told[1:]))
             assert turned.told[1][1].cause is Cause.TIMEOUT
+
+
+def test_a_stray_event_of_a_copied_descriptor_ends_no_connection_at_rest(turned: Turned) -> None:
+    with servers.pong() as address:
+        check = RedisPing(url=f"redis://{address}")
+        old, new = (turned.runner.lane(check, 2.0, None) for _ in range(2))
+        assert turned.run(old) is PASSING
+        assert old.flight is not None
+        number = old.flight.fd
+        with copied(number) as copy:
+            turned.runner.forget(old)
+            assert turned.run(new) is PASSING
+            assert new.flight is not None
+            assert new.flight.fd == number
+            copy.send(b"*1\r\n$4\r\nPING\r\n")
+            assert select.select([turned.runner.fd], [], [], 5.0)[0], "the stray event is there"
+            turned.runner.poll()
+            assert turned.lost == []
+            assert turned.run(new) is PASSING
 
 
 @contextmanager

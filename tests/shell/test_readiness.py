@@ -26,23 +26,21 @@ def descriptor() -> Iterator[int]:
 async def test_it_beats_at_once_then_when_asked_and_sooner_when_told(anyio_backend: str, descriptor: int) -> None:
     beats: list[float] = []
     begun = monotonic()
-    again = anyio.Event()
+    heard = [anyio.Event() for _ in range(3)]
 
     def beat() -> float:
         beats.append(monotonic() - begun)
-        if len(beats) == 2:
-            again.set()
+        heard[len(beats) - 1].set()
         return begun + 0.1 if len(beats) == 1 else begun + 30.0 if len(beats) == 2 else inf
 
     readiness = Readiness(descriptor, lambda: None, beat)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(readiness.run)
-        await again.wait()
+        await heard[1].wait()
         readiness.sooner(begun + 60.0)
         readiness.sooner(monotonic() + 0.05)
         with anyio.fail_after(5):
-            while len(beats) < 3:
-                await anyio.sleep(0.01)
+            await heard[2].wait()
         tasks.cancel_scope.cancel()
     assert beats[0] < 0.05
     assert 0.1 <= beats[1] < 0.2
@@ -64,6 +62,7 @@ async def test_a_time_that_is_past_beats_at_once(anyio_backend: str, descriptor:
 async def test_a_readable_descriptor_is_polled_and_may_bring_the_beat_forward(
     anyio_backend: str, descriptor: int
 ) -> None:
+    heard = [anyio.Event() for _ in range(4)]
     beats: list[int] = []
 
     def poll() -> None:
@@ -71,16 +70,16 @@ async def test_a_readable_descriptor_is_polled_and_may_bring_the_beat_forward(
         readiness.sooner(0.0)
 
     def beat() -> float:
+        heard[len(beats)].set()
         beats.append(1)
         return inf
 
     readiness = Readiness(descriptor, poll, beat)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(readiness.run)
-        for count in (1, 2, 3):
+        for beaten in heard[:3]:
             with anyio.fail_after(5):
-                while len(beats) < count:
-                    await anyio.sleep(0.001)
+                await beaten.wait()
             os.eventfd_write(descriptor, 1)
         tasks.cancel_scope.cancel()
 

@@ -152,11 +152,12 @@ class _Builder:
         if not named:
             self.notes.warn("services", "there are none: nothing is watched", "add [services.<name>] with a check")
         spelling = Spelling(named)
+        canaries = tuple(self._canaries(self._table(data, "canaries")))
         notifiers, routes = self._notifiers(self._table(data, "notifiers"), spelling)
         return Configuration(
             name=self.fleet.name,
             services=tuple(services),
-            canaries=tuple(self._canaries(self._table(data, "canaries"))),
+            canaries=canaries,
             limits=limits,
             seed=self.fleet.seed,
             notifiers=notifiers,
@@ -298,7 +299,9 @@ class _Builder:
         self._nodes.append(_Node(name, () if values["depends_on"] is UNREAD else values["depends_on"]))
         given = {key: value for key, value in values.items() if value is not UNREAD}
         sound = len(self.notes.problems) == told
-        made = schema.make(Service, {"name": name, **given}, path, self.notes, sound=sound)
+        if name_fault(name) is None:
+            given["name"] = name
+        made = schema.make(Service, given, path, self.notes, sound=sound)
         if made is not UNREAD:
             self._doubt(made, path)
         return made
@@ -310,7 +313,7 @@ class _Builder:
         for layer in layers:
             values |= layer
             backoff |= layer.get("backoff", {})
-        if backoff:
+        if "backoff" in values:
             made = values["backoff"] = schema.make(Backoff, backoff, below(path, "backoff"), self.notes)
             if made is not UNREAD and made.initial > made.cap:
                 message = f"{made.initial:g} s is more than the cap of {made.cap:g} s"
@@ -396,9 +399,9 @@ class _Builder:
     def _canaries(self, named: Mapping[str, Any]) -> Iterator[Canary]:
         for name, table in named.items():
             path = below("canaries", name)
+            told = len(self.notes.problems)
             if not self._name(path, name, table):
                 continue
-            told = len(self.notes.problems)
             for key in table:
                 if key not in CANARY_KEYS:
                     schema.unknown(key, CANARY_KEYS, path, self.notes)
@@ -406,7 +409,9 @@ class _Builder:
             values = {"check": self._check(table.get("check"), path, None), **self._layer(layer, path)}
             given = {key: value for key, value in values.items() if value is not UNREAD}
             sound = len(self.notes.problems) == told
-            made = schema.make(Canary, {"name": name, **given}, path, self.notes, sound=sound)
+            if name_fault(name) is None:
+                given["name"] = name
+            made = schema.make(Canary, given, path, self.notes, sound=sound)
             if made is not UNREAD:
                 yield made
 
@@ -426,8 +431,11 @@ class _Builder:
             cls = self._class("notifier", kind, below(path, "kind"))
             keys = {} if cls is UNREAD else schema.shape(cls)
             routing = {key: table[key] for key in table if key in ROUTE_KEYS and key not in keys}
-            options = {key: table[key] for key in table if key not in routing and key != "kind"}
-            route = schema.construct(Route, routing, path, self.notes, fixed={"notifier": name})
+            options = {key: table[key] for key in table if key in keys and key != "kind"}
+            for key in table:
+                if cls is not UNREAD and key not in routing and key not in options and key != "kind":
+                    schema.unknown(key, {*keys, *ROUTE_KEYS}, path, self.notes)
+            route = schema.construct(Route, routing, path, self.notes, fixed={"notifier": name or "?"})
             made = UNREAD if cls is UNREAD else self._plugin("notifier", kind, path, options, path)
             if made is not UNREAD and route is not UNREAD:
                 self._judge_route(route, path, services, named)

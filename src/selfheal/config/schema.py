@@ -13,7 +13,7 @@ import datetime
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from enum import Enum
 from functools import cache
@@ -440,11 +440,13 @@ def _lenient(field: attrs.Attribute[Any], hint: Any, reader: Reader, *, timed: b
     return reader
 
 
-def unknown(key: str, known: Any, path: str, notes: Notes) -> None:
-    """Note a key nobody reads."""
+def unknown(key: str, known: Iterable[str], path: str, notes: Notes) -> str:
+    """Note a key nobody reads; return which key was meant, if one is near."""
     keys = sorted(known)
     shown = ", ".join(keys) if len(keys) <= 12 else f"{', '.join(keys[:12])} and {len(keys) - 12} more"
-    notes.wrong(below(path, key), "unknown key", Spelling(keys).hint(key) or f"known: {shown or 'none'}")
+    hint = Spelling(keys).hint(key)
+    notes.wrong(below(path, key), "unknown key", hint or f"known: {shown or 'none'}")
+    return hint
 
 
 def read_fields(cls: type[Any], table: Mapping[str, Any], path: str, notes: Notes) -> dict[str, Any]:
@@ -469,11 +471,11 @@ def construct(
     fixed = fixed or {}
     keys = shape(cls)
     told = len(notes.problems)
-    for name in table:
-        if name not in keys or name in fixed:
-            unknown(name, keys.keys() - fixed.keys(), path, notes)
+    meant = [
+        unknown(name, keys.keys() - fixed.keys(), path, notes) for name in table if name not in keys or name in fixed
+    ]
     for name, key in keys.items():
-        if key.required and name not in table and name not in fixed:
+        if key.required and name not in table and name not in fixed and not any(f'"{name}"' in hint for hint in meant):
             notes.wrong(path, f'"{name}" is missing')
     values = {**read_fields(cls, {name: table[name] for name in table if name not in fixed}, path, notes), **fixed}
     return make(cls, values, path, notes, sound=len(notes.problems) == told)

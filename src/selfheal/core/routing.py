@@ -35,6 +35,7 @@ from typing import Final, TypeAlias
 
 import attrs
 
+from selfheal.core import routing_words
 from selfheal.core.agenda import Agenda
 from selfheal.core.messages import TimePassed
 from selfheal.core.model import Alert, Binds, Notification, Phase, Severity, Suppression, seconds
@@ -98,6 +99,10 @@ class RouterOutput:
 RouterEvent: TypeAlias = Record | TimePassed | DeliveryFinished
 
 
+def _severities(values: Iterable[Severity]) -> frozenset[Severity]:
+    return frozenset(values)
+
+
 @attrs.frozen(kw_only=True)
 class Route:
     """What one notifier is told, and how patiently. Of several of one notifier the first that takes an alert counts.
@@ -108,7 +113,7 @@ class Route:
     """
 
     notifier: str
-    severities: frozenset[Severity] = attrs.field(default=frozenset(Severity), converter=frozenset)
+    severities: frozenset[Severity] = attrs.field(default=frozenset(Severity), converter=_severities)
     services: tuple[str, ...] | None = None
     group_wait: float = seconds(30.0)
     group_interval: float = seconds(300.0, 1.0)
@@ -387,15 +392,14 @@ class Router:
 
     def _join(self, known: _Known, route: Route, *, at_once: bool = False) -> None:
         alert = known.alert
+        for talk in known.talks.values():
+            if talk.route.notifier == route.notifier:
+                if alert.id in talk.news:  # an escalation to somebody who is about to be told anyway
+                    talk.news[alert.id] = talk.ready = self.now
+                    self._schedule(talk)
+                return
         key = self._key(route.notifier, alert)
-        talk = self._talks.get((route.notifier, key))
-        if talk is None:
-            talk = self._begin(route, key, alert.service)
-        if alert.id in talk.open:
-            if alert.id in talk.news:  # an escalation to somebody who is about to be told anyway
-                talk.news[alert.id] = talk.ready = self.now
-                self._schedule(talk)
-            return
+        talk = self._talks.get((route.notifier, key)) or self._begin(route, key, alert.service)
         talk.at_once = talk.at_once or at_once
         talk.open[alert.id] = known
         talk.owed = None
@@ -504,12 +508,14 @@ class Router:
         talk.news.clear()
         talk.ready, talk.last = inf, self.now
         phase = Phase.UPDATED if talk.known else Phase.FIRING
-        title = _title(audible)
+        title = routing_words.title(audible)
         if phase is Phase.UPDATED:
             title = f"Update: {title}" if fresh else f"Still: {title}"
         elif talk.at_once:
             title = f"Escalated, not acknowledged: {title}"
-        self._send(talk, phase, severity, title, _text(audible, self.now), tuple(alert.id for alert in audible))
+        self._send(
+            talk, phase, severity, title, routing_words.text(audible, self.now), tuple(alert.id for alert in audible)
+        )
 
     def _resolve(self, talk: _Talk) -> None:
         if not talk.route.send_resolved or not (talk.known or talk.perhaps):
@@ -519,17 +525,9 @@ class Router:
             talk.in_flight, talk.offered = talk.owed, self.now
             self._out.append(talk.owed)
             return
-        about = ", ".join([*talk.who][:3]) + (f" and {len(talk.who) - 3} more" if len(talk.who) > 3 else "")
-        lasted = f" after {span(self.now - talk.since)}" if talk.since < inf else ""
-        text = f"Over{lasted}" + (f": {talk.because}." if talk.because else ".")
-        self._send(
-            talk,
-            Phase.RESOLVED,
-            talk.worst,
-            f"Resolved: {about or talk.service or 'the fleet'}",
-            text,
-            tuple(talk.told),
-        )
+        lasted = self.now - talk.since if talk.since < inf else None
+        title, text = routing_words.ended([*talk.who] or [talk.service or "the fleet"], lasted, talk.because)
+        self._send(talk, Phase.RESOLVED, talk.worst, title, text, tuple(talk.told))
 
     def _send(
         self, talk: _Talk, phase: Phase, severity: Severity, title: str, text: str, alerts: tuple[str, ...]
@@ -682,71 +680,3 @@ def _parse(notifier: str, id_: str) -> tuple[str, str, int, str] | None:
     if not id_.startswith(prefix) or len(rest) != 4 or not rest[1].isdecimal():
         return None
     return head, rest[0], int(rest[1]), rest[2]
-
-
-# -- words: for a person woken at 3 a.m. ------------------------------------------------------------------------------
-
-LISTED: Final = 10
-"""Lines of a message at most; the rest is counted."""
-
-TITLES: Final = {
-    "unattended": "{} is down and nobody acts",
-    "failed": "{} is down",
-    "flapping": "{} fails again and again",
-    "in_doubt": "{}: a repair may or may not have happened",
-    "recovering": "{} is being repaired",
-    "degraded": "{} is degraded",
-    "warning": "{} warns",
-    "unobserved": "{} cannot be checked",
-    "journal": "selfheal cannot write its journal",
-    "storm": "many services fail at once",
-    "canary": "no canary answers",
-    "doubt": "selfheal itself is late",
-    "fleet": "a change of the fleet waits for a person",
-}
-"""What each rule of `alerts` says in a title; an unknown one says its own name."""
-
-CONDUCT: Final = {
-    "unattended": "selfheal does not act any further: a person is needed.",
-    "flapping": "selfheal does not restart it again for now: a person should look why it fails.",
-    "in_doubt": "selfheal does not know whether its repair took place: a person should look.",
-    "recovering": "selfheal is repairing it.",
-    "failed": "selfheal repairs it unless something holds it back, and tells you when it gives up.",
-    "journal": "selfheal goes on checking, and repairs nothing it cannot write down first, unless told to.",
-    "storm": "selfheal repairs nothing until fewer fail, or a person releases the hold: look for a common cause.",
-    "canary": "selfheal repairs nothing until a canary answers: its own network may be at fault.",
-    "doubt": "selfheal distrusts what it saw while it was late: look at the load of its host.",
-    "fleet": "selfheal keeps the services concerned unwatched until the change is confirmed or taken back.",
-}
-"""What selfheal does about it. The first rule here that is open speaks; without any, nothing needs to be done."""
-
-
-def span(duration: float) -> str:
-    """Return a duration in seconds in words, in the largest unit of which there are at least two."""
-    for unit, size in (("d", 86_400.0), ("h", 3600.0), ("min", 60.0)):
-        if duration >= 2 * size:
-            return f"{int(duration / size)} {unit}"
-    return f"{int(duration)} s"
-
-
-def _title(alerts: list[Alert]) -> str:
-    head = alerts[0]
-    title = TITLES.get(head.rule, f"{{}}: {head.rule}").format(head.service or "the fleet")
-    others = len({alert.service for alert in alerts} - {head.service})
-    return f"{title}, {others} more with it" if others else title
-
-
-def _text(alerts: list[Alert], now: float) -> str:
-    lines = []
-    for alert in alerts[:LISTED]:
-        known = f" (acknowledged by {alert.acknowledged_by})" if alert.acknowledged_by else ""
-        lines.append(f"{alert.service or 'fleet'}: {alert.text or alert.rule}, for {span(now - alert.since)}{known}")
-    if len(alerts) > LISTED:
-        lines.append(f"and {len(alerts) - LISTED} more")
-    rules = {alert.rule for alert in alerts}
-    lines.append(
-        next(
-            (says for rule, says in CONDUCT.items() if rule in rules), "selfheal only watches it: nothing is restarted."
-        )
-    )
-    return "\n".join(lines)

@@ -14,7 +14,6 @@ from time import monotonic, time
 from typing import Final, Protocol
 
 from selfheal.core.engine import Engine
-from selfheal.core.ledger import Snapshot
 from selfheal.core.messages import (
     ActionFinished,
     CancelAction,
@@ -27,6 +26,7 @@ from selfheal.core.messages import (
 )
 from selfheal.core.model import Settled
 from selfheal.core.records import Delivered, Record, dumps, encode
+from selfheal.core.routing import DeliveryFinished
 from selfheal.errors import JournalError
 from selfheal.journal.store import Batch
 from selfheal.shell.probes import ProbeRunner
@@ -43,6 +43,9 @@ class Store(Protocol):
 
     @property
     def well(self) -> bool: ...
+
+    @property
+    def lost(self) -> int: ...
 
     def submit(
         self, batch: Batch, *, durable: bool, done: Callable[[JournalError | None], None] | None = None
@@ -106,6 +109,7 @@ class Loop:
         self._unpublished: deque[Batch] = deque()
         self._since_snapshot = 0
         self._well = store.well
+        self._lost = store.lost
 
     # -- time --------------------------------------------------------------------------------------------------------
 
@@ -196,16 +200,17 @@ class Loop:
                 continue
             self._hands.do(command)
 
-    def note(self, records: Iterable[Record]) -> None:
-        """Store records of another machine (the router) in a batch of their own."""
+    def note(self, records: Iterable[Record], cause: DeliveryFinished | None = None) -> None:
+        """Store records of the router, and the outcome of a delivery that caused them, in a batch of their own."""
         said = tuple(records)
+        at = max([self.engine.ledger.at, *(record.at for record in said)])
         for record in said:
             self.engine.ledger.apply(record)
-        if said:
-            self._store_batch(None, said[0].at, said, [])
+        if said or cause is not None:
+            self._store_batch(cause, at, said, [])
 
     def _store_batch(
-        self, event: Event | None, at: float, records: tuple[Record, ...], actions: list[RunAction]
+        self, event: Event | DeliveryFinished | None, at: float, records: tuple[Record, ...], actions: list[RunAction]
     ) -> None:
         self._number += 1
         number = self._number
@@ -222,7 +227,9 @@ class Loop:
             self._publish_volatile()
             if self.engine.ledger.fleet.limits.act_without_journal:
                 self._open(number)
-        if self._since_snapshot >= SNAPSHOT_EVERY:
+        if self._since_snapshot >= SNAPSHOT_EVERY or self._store.lost > self._lost:
+            # After a loss only a snapshot makes what is stored whole again.
+            self._lost = self._store.lost
             self.save_snapshot()
 
     def save_snapshot(self) -> None:
@@ -286,8 +293,3 @@ class Loop:
 def _matters(records: tuple[Record, ...]) -> bool:
     """Whether a batch must reach the disk now; receipts of messages may wait for the next flush."""
     return not all(isinstance(record, Delivered) for record in records)
-
-
-def state_of(snapshot: Snapshot) -> bytes:
-    """Return a snapshot as the store keeps it."""
-    return dumps(encode(snapshot))

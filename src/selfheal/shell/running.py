@@ -43,7 +43,7 @@ from selfheal.core.messages import (
 )
 from selfheal.core.model import Cause, Notification
 from selfheal.core.records import Answered, Intended, Record, decode
-from selfheal.core.routing import Deliver, DeliveryFinished, Route, Router
+from selfheal.core.routing import Deliver, DeliveryFinished, Route, Router, RouterOutput
 from selfheal.journal import Journal, MemoryStore
 from selfheal.plugins import Notifier
 from selfheal.shell.actions import Actions
@@ -271,11 +271,11 @@ class Running:
         if self.router is not None:
             self._routed(self.router.receive(told.record))
 
-    def _routed(self, output: Any) -> None:
+    def _routed(self, output: RouterOutput, cause: DeliveryFinished | None = None) -> None:
         for deliver in output.deliveries:
             self.outbox.offer(deliver.notifier, self._restated(deliver))
-        if output.records:
-            self.loop.note(output.records)
+        if output.records or cause is not None:
+            self.loop.note(output.records, cause)
         self._router_due.set()
 
     def _restated(self, deliver: Deliver) -> Notification:
@@ -312,7 +312,10 @@ class Running:
             at=self.loop.at(), notification=id_, notifier=notifier, receipt=receipt, error=error, permanent=permanent
         )
         # Not from within the outbox: what the router says next may be offered to it at once.
-        self.loops.tell(lambda: self._routed(self.router.receive(finished)) if self.router is not None else None)
+        self.loops.tell(partial(self._outcome, self.router, finished))
+
+    def _outcome(self, router: Router, finished: DeliveryFinished) -> None:
+        self._routed(router.receive(finished), finished)
 
     # -- the calendar ------------------------------------------------------------------------------------------------
 
@@ -403,7 +406,9 @@ def remember(path: Path | None, changed: Callable[[bool, str], None]) -> Remembe
     Raises `JournalError` and its kin when it cannot be opened.
     """
     journal = Journal(MemoryStore(), changed=changed) if path is None else Journal.open(path, changed=changed)
-    stored, _ = journal.reader.load_snapshot()
+    stored, problem = journal.reader.load_snapshot()
+    if problem:
+        log.warning("the last snapshot cannot be used, so every record is read: %s", problem)
     snapshot = decode(Snapshot, json.loads(stored.state)) if stored is not None else None
     after = stored.seq if stored is not None else 0
     records = tuple(_all(journal, after=after, kinds=None))
@@ -423,8 +428,6 @@ def _all(journal: Journal, *, after: int, kinds: tuple[str, ...] | None) -> Iter
         for stored in page:
             yield stored.record
         after = page[-1].seq
-
-
 
 
 async def start(plan: Plan, stack: AsyncExitStack) -> Running:
