@@ -185,6 +185,10 @@ async def asynchronous() -> list[type]:
     return []
 
 
+def nothing() -> list[type]:
+    return []
+
+
 def half() -> Iterable[type]:
     yield a_class("half")
     raise KeyError("later")
@@ -197,7 +201,7 @@ def half() -> Iterable[type]:
         ({"register_checks": half}, "KeyError: 'later'"),
         ({"register_checks": lambda: sys.exit(3)}, "SystemExit: 3"),
         ({"register_checks": asynchronous}, "selfheal_register_checks is an `async def`"),
-        ({"register_check": list}, 'no hook selfheal_register_check; did you mean "selfheal_register_checks"?'),
+        ({"register_check": nothing}, 'no hook selfheal_register_check; did you mean "selfheal_register_checks"?'),
         ({"on_record": lambda entry: None}, "entry"),
         ({"register_checks": lambda: 3}, "returned int, not a list of classes"),
         ({"register_checks": lambda: "redis"}, "returned str, not a list of classes"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, TypeAlias
@@ -189,13 +190,13 @@ def load_plugins(
     """Load plugins and return their tables; what fails is in `Tables.plugins`, and nothing is raised.
 
     `allowed` names the entry points that may be loaded (None: all; empty: none). `needed` are the (section, kind)
-    pairs a configuration names (`preset` is a section too): when all are built in and nothing is `allowed` by name, no entry point is even
-    listed. `extra` are plugin modules or objects given by hand, by name.
+    pairs a configuration names (`preset` is a section too): when all are built in and nothing is `allowed` by name, no
+    entry point is even listed. `extra` are plugin modules or objects given by hand, by name.
     """
     loader = _Loader()
     loader.admit(BUILTIN, "selfheal-core", lambda: builtin)
     for name, module in (extra or {}).items():
-        loader.admit(name, "given by hand", lambda module=module: module)  # type: ignore[misc]
+        loader.admit(name, "given by hand", partial(_same, module))
     if allowed is None:
         scan = needed is None or not all(loader.has(section, kind) for section, kind in needed)
     else:
@@ -203,6 +204,10 @@ def load_plugins(
     if scan:
         _admit_installed(loader, allowed, listing)
     return loader.result()
+
+
+def _same(module: object) -> object:
+    return module
 
 
 def _admit_installed(

@@ -78,7 +78,7 @@ class Page(BaseHTTPRequestHandler):
         """Return how the program is; each program sets its own."""
         return 200, "ok"
 
-    def do_GET(self) -> None:  # noqa: N802  # the name http.server calls
+    def do_GET(self) -> None:  # the name http.server calls
         """Answer."""
         time.sleep(type(self).delay)
         status, text = type(self).look()
@@ -175,7 +175,7 @@ class Init:
 
     def start(self) -> None:
         """Start a new instance and write it down."""
-        child = subprocess.Popen(
+        child = subprocess.Popen(  # noqa: S603  # our own file, and arguments as a list
             [sys.executable, "-S", "-E", __file__, *self.program],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

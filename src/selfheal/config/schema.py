@@ -518,7 +518,7 @@ def _judge(cls: type[Any], values: Mapping[str, Any], path: str, notes: Notes) -
         value: Any = key.field.default
         if name in values:
             value = converted[name] = judged(key.field, values[name], below(path, name), notes, convert=True)
-        elif isinstance(value, attrs.Factory):  # type: ignore[arg-type]
+        elif isinstance(value, attrs.Factory):  # type: ignore[arg-type]  # a class, which attrs types as a function
             value = UNREAD if value.takes_self else value.factory()
         if value is not UNREAD and value is not attrs.NOTHING:
             object.__setattr__(bare, key.field.name, value)

@@ -14,7 +14,7 @@ from typing import Final
 import attrs
 
 from selfheal.core.ledger import Ledger, alert_key
-from selfheal.core.model import Alert, Condition, Severity, State
+from selfheal.core.model import INSPECTION_FAILED, Alert, Condition, Severity, State
 from selfheal.core.records import AlertChanged, Record
 
 DOWN: Final = frozenset({State.FAILED, State.RECOVERING})
@@ -43,10 +43,12 @@ FLEET_RULES: Final[Mapping[str, Severity]] = {
 STICKY: Final = ("unattended", "flapping", "in_doubt")
 """Rules that stay open until the service is well, disabled or gone."""
 
-UNATTENDED: Final = frozenset(
-    {"escalated", "held:budget", "held:cause", "held:approval", "held:observe", "held:workload"}
-)
-"""Reasons for which a service is down and nobody acts; holds of the fleet have alerts of their own."""
+UNATTENDED: Final = frozenset({"escalated", "held:budget", "held:cause", "held:approval", "held:observe"})
+"""Reasons for which a service is down and nobody acts; holds of the fleet have alerts of their own.
+
+`held:workload` is one only when the inspection failed: a person who stopped it knows, and a new instance is being
+looked at.
+"""
 
 UNOBSERVED_AFTER: Final = 3
 """Checks in a row that could not run before people hear of it."""
@@ -60,7 +62,7 @@ def wanted(condition: Condition) -> dict[str, str]:
         rules = {"failed": f"confirmed down{cause}"}
         if c.state is State.RECOVERING:
             rules["recovering"] = f"attempt {c.attempt}, step {c.cursor + 1}"
-        elif c.reason in UNATTENDED:
+        elif c.reason in UNATTENDED or (c.reason == "held:workload" and c.detail.startswith(INSPECTION_FAILED)):
             rules["unattended"] = f"down{cause} and nobody acts: {c.reason}" + (f", {c.detail}" if c.detail else "")
         elif c.reason == "held:flapping":
             rules["flapping"] = f"not restarted again: {c.detail}"

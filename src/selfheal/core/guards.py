@@ -22,6 +22,7 @@ from selfheal.core.detector import confirmed, flapping
 from selfheal.core.ledger import WELL, Ledger, hard
 from selfheal.core.machine import next_step
 from selfheal.core.model import (
+    INSPECTION_FAILED,
     MANUAL,
     Binds,
     Budget,
@@ -173,7 +174,7 @@ def workload(sight: Sight) -> Hold | None:
     if e.instance is None:
         return Hold(reason="held:workload", detail="nobody has asked who runs yet", wake=wake, ask=(sight.name,))
     if e.instance.run is Run.UNKNOWN:
-        return Hold(reason="held:workload", detail=f"inspection failed: {e.instance.detail}", wake=wake)
+        return Hold(reason="held:workload", detail=f"{INSPECTION_FAILED}: {e.instance.detail}", wake=wake)
     if e.instance.run is Run.STOPPED:
         return Hold(reason="held:workload", detail=f"stopped by a person: {e.instance.detail}", wake=wake)
     return None
@@ -329,8 +330,10 @@ def walk(guards: tuple[Guard, ...], sight: Sight) -> Iterator[tuple[Guard, Hold 
         yield guard, guard.hold(sight)
 
 
-def answer(guard: Guard, hold: Hold | None, condition: Condition) -> GuardAnswer:
-    """Return what a guard said, as a record keeps it."""
-    if hold is None:
-        return GuardAnswer(guard=guard.name, passed_by=guard.passed_by(condition))
-    return GuardAnswer(guard=guard.name, reason=hold.reason, detail=hold.detail)
+def answer(guard: Guard, hold: Hold | None, sight: Sight) -> GuardAnswer:
+    """Return what a guard said, as a record keeps it; one that was passed by force is kept with what it said."""
+    actor = guard.passed_by(sight.condition) if hold is None else ""
+    said = guard.ask(sight) if actor else hold
+    if said is None:
+        return GuardAnswer(guard=guard.name)
+    return GuardAnswer(guard=guard.name, reason=said.reason, detail=said.detail, passed_by=actor)

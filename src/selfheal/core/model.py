@@ -59,6 +59,10 @@ NEVER_RESTART: Final = frozenset({Cause.AUTH, Cause.CONFIG})
 """Causes that a restart cannot cure and must not be tried on (law 7)."""
 
 
+INSPECTION_FAILED: Final = "inspection failed"
+"""How the detail of a hold begins that waits for somebody to mend the way to a workload."""
+
+
 class Run(StrEnum):
     """How a workload stands. `STOPPED` means a person stopped it; `EXITED` that it ended by itself."""
 

@@ -176,7 +176,7 @@ class Repair:
         sight = self.sight(watch.policy)
         said = []
         for guard, hold in walk(self.guards, sight):
-            said.append(answer(guard, hold, sight.condition))
+            said.append(answer(guard, hold, sight))
             if hold is not None:
                 self.desk.reserved.pop(name, None)
                 self._held(watch, hold)

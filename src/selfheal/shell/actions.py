@@ -123,7 +123,7 @@ class Actions:
             return Settled.NOT_STARTED, "its service or its step is gone"
         expected: Instance | None = None
         if entry.workload is not None:
-            expected = await self._look(entry)
+            expected = await self.look(entry)
             refusal = _refusal(expected, command.expected)
             if refusal is not None:
                 return refusal
@@ -135,7 +135,8 @@ class Actions:
             return (told, "told by its probe") if told is not None else (Settled.IN_DOUBT, "its loop was abandoned")
         return _settled(outcome, entry, command.timeout)
 
-    async def _look(self, entry: Entry) -> Instance:
+    async def look(self, entry: Entry) -> Instance:
+        """Ask the workload of a service who runs now."""
         workload = entry.workload
         assert workload is not None
         outcome = await self._loops.run(
@@ -194,7 +195,7 @@ class Actions:
             if told is not None:
                 return told, "told by its probe"
             if entry.workload is not None and intended.expected is not None:
-                instance = await self._look(entry)
+                instance = await self.look(entry)
                 if instance.run is not Run.UNKNOWN and instance.id != intended.expected:
                     return Settled.DONE, f"another instance runs now: {instance.id}"
                 if instance.run is not Run.UNKNOWN and time() > over:

@@ -6,7 +6,8 @@ async with probing() as probes:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import select
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from math import inf
 from time import monotonic
@@ -81,6 +82,43 @@ class Probes:
         self.runner.expire(monotonic())
         at = self.runner.next_deadline()
         return inf if at is None else at
+
+
+class Turned:
+    """A runner without an event loop, turned by hand; what it tells is in `told`, `times` and `lost`."""
+
+    def __init__(self, resolver: Resolver | None = None) -> None:
+        self.told: list[tuple[Lane, CheckResult]] = []
+        self.times: list[tuple[float, float]] = []
+        self.lost: list[Lane] = []
+        self.then: Callable[[Lane], None] = lambda lane: None
+        """Called with each lane that is told, from inside the flush."""
+        self.runner = ProbeRunner(self._finished, self.lost.append, resolver or Resolver())
+
+    def _finished(self, lane: Lane, result: CheckResult, started: float, ended: float) -> None:
+        self.told.append((lane, result))
+        self.times.append((started, ended))
+        self.then(lane)
+
+    def turn(self, until: Callable[[], bool], patience: float = 5.0) -> None:
+        """Do what a loop does, until a condition holds."""
+        end = monotonic() + patience
+        while not until():
+            assert monotonic() < end, "the condition did not come true"
+            at = self.runner.next_deadline()
+            wait = 0.05 if at is None else max(0.0, min(0.05, at - monotonic()))
+            select.select([self.runner.fd], [], [], wait)
+            self.runner.poll()
+            self.runner.expire(monotonic())
+
+    def run(self, check: WireCheck | Lane, timeout: float = 2.0) -> CheckResult:
+        """Run one check, on its lane or on a new one, and return its result."""
+        lane = check if isinstance(check, Lane) else self.runner.lane(check, timeout, None)
+        before = len(self.told)
+        self.runner.start(lane, monotonic())
+        self.turn(lambda: len(self.told) > before)
+        assert self.told[-1][0] is lane
+        return self.told[-1][1]
 
 
 @asynccontextmanager

@@ -1,26 +1,32 @@
 """The real engine under virtual time: a heap in place of an event loop, a `World` in place of the outside.
 
 The simulator is a host like any other, and keeps the host's duties (see `core.engine`): it stores batches, starts an
-action only once its intent is durable, and drops results of cancelled checks. It can kill itself at any batch and
-come back from what was durable. The same fleet, world and seed give the same bytes.
+action only once its intent is durable, reports `NOT_STARTED` when the store fails, drops results of cancelled checks,
+and wakes on a grid. It can kill itself after any event, with or without what that event commanded, and come back from
+whatever part was durable, by history or by snapshot. The same fleet, world and seed give the same bytes.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
-from math import inf
+from math import ceil, inf
 from typing import TypeAlias
 
 import attrs
 
 from selfheal.core.engine import Engine
+from selfheal.core.ledger import Ledger, Snapshot
 from selfheal.core.messages import (
     ActionFinished,
     CancelAction,
     CheckFinished,
+    Command,
     Event,
+    FleetProposed,
+    JournalChanged,
     Output,
     Requested,
     RunAction,
@@ -28,10 +34,12 @@ from selfheal.core.messages import (
     Settle,
     Started,
     TimePassed,
+    WatchReported,
+    WindowChanged,
     WokeLate,
 )
-from selfheal.core.model import Fleet, Settled
-from selfheal.core.records import Record, record_bytes
+from selfheal.core.model import Fleet, Instance, Settled
+from selfheal.core.records import Record, decode, dumps, encode, record_bytes
 from selfheal.testing.worlds import World
 
 Watcher: TypeAlias = Callable[["Simulator", Event, Output], None]
@@ -46,11 +54,26 @@ class Stored:
     records: tuple[Record, ...]
 
 
+@attrs.frozen(kw_only=True)
+class Kill:
+    """Kill the manager once it has taken in event number `event` (the first is 1), and start it again.
+
+    `obeyed`: whether what that event commanded was still done. `lost`: how many of the batches that need not be
+    durable yet are gone. `down_for` seconds pass until the start.
+    """
+
+    event: int
+    obeyed: bool = True
+    lost: int = 0
+    down_for: float = 1.0
+    by_snapshot: bool = False
+
+
 class Simulator:
     """Drives an engine through a world.
 
     `watchers` are called after every event; laws are watchers. `flush` is how long quiet batches may wait to be
-    durable, in virtual seconds.
+    durable, `grain` the grid on which the host wakes, both in virtual seconds. `kills` are carried out as they come up.
     """
 
     def __init__(
@@ -61,6 +84,8 @@ class Simulator:
         seed: int = 0,
         watchers: Iterable[Watcher] = (),
         flush: float = 1.0,
+        grain: float = 0.0,
+        kills: Iterable[Kill] = (),
         engine: type[Engine] = Engine,
         start: float = 0.0,
     ) -> None:
@@ -69,11 +94,14 @@ class Simulator:
         self.now = start
         self.watchers = list(watchers)
         self.flush = flush
+        self.grain = grain
+        self.kills = {kill.event: kill for kill in kills}
         self.draw = random.Random(seed)  # noqa: S311  # a simulation wants repeatable draws, not secrecy
         self.batches: list[Stored] = []
         self.durable = 0
         self.crashes = 0
         self.events = 0
+        self.store_well = True
         self._make = engine
         self._tie = 0
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -109,6 +137,8 @@ class Simulator:
         while True:
             due = self._heap[0][0] if self._heap else inf
             wake = self.engine.deadline
+            if self.grain and wake < inf:
+                wake = max(wake, ceil(wake / self.grain) * self.grain)
             at = min(due, wake)
             if at > until:
                 break
@@ -126,6 +156,39 @@ class Simulator:
         self.feed(attrs.evolve(asked, **changes))
         return asked.id
 
+    def propose(self, fleet: Fleet, *, confirmed: bool = False) -> bool:
+        """Let a person propose another fleet now; return whether it was accepted."""
+        self._tie += 1
+        id_ = f"r{self._tie}"
+        self.feed(FleetProposed(at=self.now, id=id_, actor="pat", reason="reload", fleet=fleet, confirmed=confirmed))
+        accepted = self.engine.ledger.answers.get(id_, (False, ""))[0]
+        if accepted:
+            self.fleet = fleet
+        return accepted
+
+    def report(self, service: str, instance: Instance | None = None) -> None:
+        """Let a workload's `watch` (or, without an instance, a kept connection) speak now."""
+        self.feed(WatchReported(at=self.now, service=service, instance=instance))
+
+    def window(self, name: str, services: tuple[str, ...], *, active: bool, until: float) -> None:
+        """Let a maintenance window of the calendar open or close now."""
+        self.feed(WindowChanged(at=self.now, window=name, services=services, active=active, until=until))
+
+    def store_fails(self, until: float) -> None:
+        """Let nothing be durable from now on until `until`, and the manager hear of both."""
+        if not self.store_well:
+            return
+        self.store_well = False
+        run = self._run
+        self.feed(JournalChanged(at=self.now, well=False, detail="the disk is full"))
+
+        def mended() -> None:
+            self.store_well = True
+            if self._run == run:
+                self.feed(JournalChanged(at=self.now, well=True))
+
+        self._later(until, mended)
+
     def feed(self, event: Event) -> Output:
         """Give the engine one event and do what it commands."""
         output = self.engine.receive(event)
@@ -133,13 +196,17 @@ class Simulator:
         stored = None if isinstance(event, TimePassed) else event
         if stored is not None or output.records:
             self.batches.append(Stored(at=event.at, input=stored, records=output.records))
-        acts = any(isinstance(command, RunAction) for command in output.commands)
-        if acts or self.now - self._flushed_at >= self.flush:
-            self.durable, self._flushed_at = len(self.batches), self.now
         for watcher in self.watchers:
             watcher(self, event, output)
-        for command in output.commands:
-            self._do(command)
+        kill = self.kills.get(self.events)
+        acts = any(isinstance(command, RunAction) for command in output.commands)
+        if self.store_well and ((acts and (kill is None or kill.obeyed)) or self.now - self._flushed_at >= self.flush):
+            self.durable, self._flushed_at = len(self.batches), self.now
+        if kill is None or kill.obeyed:
+            for command in output.commands:
+                self._do(command)
+        if kill is not None:
+            self._killed(kill)
         return output
 
     def suspend(self, seconds: float) -> None:
@@ -149,37 +216,58 @@ class Simulator:
         if late > self.fleet.limits.late_after:
             self.feed(WokeLate(at=self.now, late=late))
 
-    def crash(self, down_for: float, *, lose: bool = True, fleet: Fleet | None = None) -> None:
+    def crash(
+        self, down_for: float, *, lose: bool = True, fleet: Fleet | None = None, by_snapshot: bool = False
+    ) -> None:
         """Kill the manager now and start it again after `down_for` seconds.
 
-        With `lose`, some of the batches that were not durable yet are gone. Actions under way go on without it.
+        With `lose`, some of the batches that were not durable yet are gone. Actions under way go on without it. The new
+        run begins with `fleet`, if one is given, and from a stored snapshot and the records after it, if so asked.
         """
-        self.crashes += 1
         keep = self.draw.randint(self.durable, len(self.batches)) if lose else len(self.batches)
-        del self.batches[keep:]
-        self.durable = len(self.batches)
-        self._run += 1
-        self._flights.clear()
-        self.now += down_for
-        self.fleet = fleet or self.fleet
-        self.engine = self._make(history=self.records)
-        self._begin(self.batches[-1].at if self.batches else 0.0)
+        self._reborn(keep, down_for, fleet or self.fleet, by_snapshot=by_snapshot)
 
     def replayed(self) -> list[Record]:
         """Return the records of a fresh engine fed with the stored inputs: law 20b says they are `records`."""
         engine = self._make()
         return [record for event in self.inputs for record in engine.receive(event).records]
 
-    # -- the host's duties -------------------------------------------------------------------------------------------
+    # -- death and birth ---------------------------------------------------------------------------------------------
+
+    def _killed(self, kill: Kill) -> None:
+        keep = max(self.durable, len(self.batches) - kill.lost)
+        self._reborn(keep, kill.down_for, self.fleet, by_snapshot=kill.by_snapshot)
+
+    def _reborn(self, keep: int, down_for: float, fleet: Fleet, *, by_snapshot: bool) -> None:
+        self.crashes += 1
+        del self.batches[keep:]
+        self.durable = len(self.batches)
+        self._run += 1
+        self._flights.clear()
+        self.now += down_for
+        self.fleet = fleet
+        self.engine = self._from_snapshot() if by_snapshot else self._make(history=self.records)
+        self._begin(self.batches[-1].at if self.batches else 0.0)
+
+    def _from_snapshot(self) -> Engine:
+        """Return an engine of a stored snapshot of some earlier batch and the records after it."""
+        number = self.draw.randint(0, len(self.batches))
+        head = Ledger.fold(record for batch in self.batches[:number] for record in batch.records)
+        stored = decode(Snapshot, json.loads(dumps(encode(head.image(number)))))
+        engine = self._make(snapshot=stored, history=[r for batch in self.batches[number:] for r in batch.records])
+        assert engine.snapshot() == Ledger.fold(self.records).image(), "law 20a: a snapshot and its tail are not all"
+        return engine
 
     def _begin(self, resumes: float) -> None:
         self.feed(Started(at=self.now, resumes=resumes, fleet=self.fleet))
+
+    # -- the host's duties -------------------------------------------------------------------------------------------
 
     def _later(self, time: float, what: Callable[[], None]) -> None:
         self._tie += 1
         heappush(self._heap, (time, self._tie, what))
 
-    def _do(self, command: RunCheck | RunAction | CancelAction | Settle) -> None:
+    def _do(self, command: Command) -> None:
         if isinstance(command, RunCheck):
             self._check(command)
         elif isinstance(command, RunAction):
@@ -216,27 +304,30 @@ class Simulator:
 
     def _act(self, command: RunAction) -> None:
         self._flights.pop(command.service, None)
-        action = self.engine.ledger.policies[command.service].steps[command.step].action
-        reply = self.world.act(command, action, self.now)
         run = self._run
         self._actions[command.intent] = run
+        if not self.store_well and not self.fleet.limits.act_without_journal:
+            self._later(self.now + 0.01, lambda: self._heard(command.intent, run, Settled.NOT_STARTED, "not durable"))
+            return
+        action = self.engine.ledger.policies[command.service].steps[command.step].action
+        reply = self.world.act(command, action, self.now)
 
         def ended() -> None:
             if reply.settled not in (Settled.SUPERSEDED, Settled.NOT_STARTED):
                 self.world.done(command, action, self.now)
-            if self._run == run and self._actions.pop(command.intent, None) is not None:
-                self.feed(
-                    ActionFinished(at=self.now, intent=command.intent, settled=reply.settled, detail=reply.detail)
-                )
+            self._heard(command.intent, run, reply.settled, reply.detail)
 
         self._later(self.now + reply.takes, ended)
 
-    def _cancel(self, command: CancelAction) -> None:
-        def ended() -> None:
-            if self._actions.pop(command.intent, None) is not None:
-                self.feed(ActionFinished(at=self.now, intent=command.intent, settled=Settled.TIMED_OUT))
+    def _heard(self, intent: str, run: int, settled: Settled, detail: str = "") -> None:
+        """Tell the run that started an action how it ended, unless that has been told, or the run is over."""
+        if self._run == run and self._actions.pop(intent, None) is not None:
+            self.feed(ActionFinished(at=self.now, intent=intent, settled=settled, detail=detail))
 
-        self._later(self.now + 0.01, ended)
+    def _cancel(self, command: CancelAction) -> None:
+        run = self._run
+        self.world.cancelled(command.intent, self.now)
+        self._later(self.now + 0.01, lambda: self._heard(command.intent, run, Settled.TIMED_OUT))
 
     def _settle(self, command: Settle) -> None:
         run = self._run

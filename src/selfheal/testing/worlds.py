@@ -7,7 +7,6 @@ anybody still waits for them or not, and knows which instance runs. It draws fro
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from typing import Protocol
 
 import attrs
@@ -47,13 +46,20 @@ class World(Protocol):
     def done(self, command: RunAction, action: str, at: float) -> None:
         """An action has come to its end at `at`: let its effect take place."""
 
+    def cancelled(self, intent: str, at: float) -> None:
+        """An action is told to stop at `at`: it has no effect any more."""
+
     def settle(self, intent: str, at: float) -> ActionReply:
         """After a crash: say what became of an intent."""
 
 
 @attrs.define(kw_only=True)
 class Thing:
-    """One simulated service. `cured_by` names the actions that help while it is broken; `broken` is the cause."""
+    """One simulated service. `cured_by` names the actions that help while it is broken; `broken` is the cause.
+
+    `unseen`: its workload cannot be inspected. `run_id`: its server tells which incarnation answers. `pattern` is how
+    its checks turn out, over and over, whatever else is the case.
+    """
 
     broken: Cause | None = None
     heals_at: float = float("inf")
@@ -64,6 +70,9 @@ class Thing:
     hangs: bool = False
     generation: int = 1
     run: Run = Run.RUNNING
+    since: float = 0.0
+    unseen: bool = False
+    run_id: bool = False
     boots_until: float = 0.0
     boot: float = 0.0
     pattern: tuple[bool, ...] = ()
@@ -80,15 +89,25 @@ class SimpleWorld:
         self.draw = random.Random(seed)  # noqa: S311  # a simulation wants repeatable draws, not secrecy
         self.things: dict[str, Thing] = {policy.name: Thing() for policy in fleet.policies}
         self.canaries: dict[str, bool] = {canary.name: True for canary in fleet.canaries}
-        self.parents: Mapping[str, tuple[str, ...]] = {
-            policy.name: tuple(d.services[0] for d in hard(policy) if len(d.services) == 1) for policy in fleet.policies
-        }
-        self.workloads = {policy.name: policy.has_workload for policy in fleet.policies}
-        self.timeouts = {policy.name: policy.timeout for policy in fleet.policies}
+        self.parents: dict[str, tuple[tuple[str, ...], ...]] = {}
+        self.workloads: dict[str, bool] = {}
+        self.timeouts: dict[str, float] = {}
+        self.meets(fleet)
         self.action_takes = action_takes
         self.cut_off_until = 0.0
         self.finished: dict[str, Settled] = {}
+        self.under_way: dict[str, str] = {}
         self.acted: list[tuple[float, str, str, str]] = []
+
+    def meets(self, fleet: Fleet) -> None:
+        """Let the services of another fleet be there too."""
+        for policy in fleet.policies:
+            self.things.setdefault(policy.name, Thing())
+            self.parents[policy.name] = tuple(dependency.services for dependency in hard(policy))
+            self.workloads[policy.name] = policy.has_workload
+            self.timeouts[policy.name] = policy.timeout
+        for canary in fleet.canaries:
+            self.canaries.setdefault(canary.name, True)
 
     # -- faults ------------------------------------------------------------------------------------------------------
 
@@ -104,7 +123,8 @@ class SimpleWorld:
     def mends(self, service: str) -> None:
         """Let a service be well."""
         thing = self.things[service]
-        thing.broken, thing.hangs, thing.run, thing.pattern = None, False, Run.RUNNING, ()
+        thing.broken, thing.hangs, thing.run, thing.pattern, thing.unseen = None, False, Run.RUNNING, (), False
+        thing.verdict = Verdict.FAILING
 
     def well(self, service: str, at: float) -> bool:
         """Whether a service would pass a check begun at `at`."""
@@ -115,7 +135,7 @@ class SimpleWorld:
             self.mends(service)
         if thing.broken is not None or at < thing.boots_until or thing.run is not Run.RUNNING:
             return False
-        return all(self.well(parent, at) for parent in self.parents.get(service, ()))
+        return all(any(self.well(parent, at) for parent in anyof) for anyof in self.parents.get(service, ()))
 
     # -- the simulator asks ------------------------------------------------------------------------------------------
 
@@ -136,7 +156,8 @@ class SimpleWorld:
             result = PASSING if passes else CheckResult(Verdict.FAILING, cause=Cause.ERROR, summary="a bad answer")
             return CheckReply(result=result, takes=thing.latency, instance=instance)
         if self.well(service, at):
-            return CheckReply(result=PASSING, takes=thing.latency, instance=instance)
+            result = CheckResult(Verdict.PASSING, instance=self.instance(service).id) if thing.run_id else PASSING
+            return CheckReply(result=result, takes=thing.latency, instance=instance)
         if thing.hangs:
             late = CheckResult(Verdict.FAILING, cause=Cause.TIMEOUT, summary="no answer")
             return CheckReply(result=late, takes=self.timeouts[service], instance=instance)
@@ -148,13 +169,22 @@ class SimpleWorld:
     def instance(self, service: str) -> Instance:
         """Return who runs a service now."""
         thing = self.things[service]
-        return Instance(id=f"{service}#{thing.generation}", run=thing.run)
+        if thing.unseen:
+            return Instance(id="", run=Run.UNKNOWN, detail="no answer")
+        return Instance(id=f"{service}#{thing.generation}", run=thing.run, since=thing.since)
 
     def act(self, command: RunAction, action: str, at: float) -> ActionReply:
         """Say how an action will end; a changed or unexpected instance supersedes it, as a runner would find."""
+        if self.workloads.get(command.service):
+            instance = self.instance(command.service)
+            if instance.run in (Run.UNKNOWN, Run.STOPPED):
+                return ActionReply(settled=Settled.NOT_STARTED, takes=0.01, detail=f"its workload is {instance.run}")
+            if command.expected is not None and command.expected != instance.id:
+                return ActionReply(settled=Settled.SUPERSEDED, takes=0.01, detail="another instance runs")
         self.acted.append((at, command.service, action, command.intent))
-        if self.workloads.get(command.service) and command.expected != self.instance(command.service).id:
-            return ActionReply(settled=Settled.SUPERSEDED, takes=0.01, detail="another instance runs")
+        other = self.under_way.get(command.service)
+        assert other is None, f"law 4: {command.intent} runs beside {other}"
+        self.under_way[command.service] = command.intent
         takes = self.draw.uniform(*self.action_takes)
         if takes > command.timeout:
             return ActionReply(settled=Settled.TIMED_OUT, takes=command.timeout)
@@ -162,17 +192,27 @@ class SimpleWorld:
 
     def done(self, command: RunAction, action: str, at: float) -> None:
         """Let the effect take place: a new instance, and a cure if this action is one."""
+        if self.under_way.get(command.service) != command.intent:
+            return
+        del self.under_way[command.service]
         thing = self.things[command.service]
         if thing.broken is None and thing.run is Run.RUNNING and at >= thing.boots_until:
             thing.needless += 1
         if action == "restart":
             thing.restarts += 1
             thing.generation += 1
-            thing.run = Run.RUNNING
+            thing.run, thing.since = Run.RUNNING, at
             thing.boots_until = at + thing.boot
         if thing.broken is not None and action in thing.cured_by and self.draw.random() < thing.chance:
             thing.broken, thing.hangs = None, False
         self.finished[command.intent] = Settled.DONE
+
+    def cancelled(self, intent: str, at: float) -> None:
+        """Let an action be killed: nothing of it takes effect."""
+        for service, running in tuple(self.under_way.items()):
+            if running == intent:
+                del self.under_way[service]
+                self.finished[intent] = Settled.TIMED_OUT
 
     def settle(self, intent: str, at: float) -> ActionReply:
         """Answer from what really happened; an action cut short by the crash cannot be told."""
