@@ -296,6 +296,8 @@ def test_a_fingerprint_takes_values_apart_that_look_alike() -> None:
         ("ab",),
         (("a",), "b"),
         ("a", ("b",)),
+        ("xstr:y", "z"),
+        ("x", "ystr:z"),
         {"a": "b"},
         frozenset({"a", "b"}),
         1,

@@ -154,7 +154,7 @@ class MaintenanceWindow:
             return
         begin, end = 0.0, -inf
         today = datetime.fromtimestamp(utc, self.zone).date()
-        for offset in range(-2, 17):
+        for offset in range(-1, 17):
             day = today + timedelta(days=offset)
             if day.weekday() not in self.days:
                 continue

@@ -417,7 +417,7 @@ async def _listen(path: Path) -> tuple[SocketListener, int]:
     draft = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns():x}")
     with _address(draft) as address:
         # Nobody can connect between the binding and the change of mode: it does not listen yet.
-        listener = await anyio.create_unix_listener(address, mode=0o600, backlog=128)
+        listener = await anyio.create_unix_listener(address, mode=0o600, backlog=1024)
         try:
             inode = draft.stat().st_ino
             draft.rename(path)

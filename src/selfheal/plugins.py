@@ -1,4 +1,4 @@
-"""The interfaces of plugins, and their loading into name tables.
+"""The interfaces of plugins; they are loaded by `loading`.
 
 What an author may rely on stands in `docs/reference/plugins.md`, and each sentence of it is a conformance test in
 `selfheal.testing`. Classes are frozen attrs with `kind: ClassVar[str]`; their fields *are* the configuration schema.

@@ -6,8 +6,10 @@ application's own loop, ``with supervisor.threaded():`` beside a synchronous or 
 
 from __future__ import annotations
 
+import hmac
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -20,18 +22,22 @@ import anyio.from_thread
 import anyio.to_thread
 import attrs
 
-from selfheal import views
+from selfheal import control, views
 from selfheal.calendar import Calendar, MaintenanceWindow
+from selfheal.config import Configuration
+from selfheal.control import Question
 from selfheal.core.messages import Requested
 from selfheal.core.model import Limits
 from selfheal.core.records import Answered
 from selfheal.core.routing import Route
-from selfheal.errors import NotRunning, RequestRefused
+from selfheal.errors import JournalHeld, NotRunning, RequestRefused, SelfhealError
 from selfheal.loading import load_plugins
 from selfheal.plugins import Notifier
 from selfheal.requests import SCOPES, Request, checked
 from selfheal.service import Canary, Service
 from selfheal.shell.callables import Application
+from selfheal.shell.homes import Home, settled
+from selfheal.shell.reading import Reading
 from selfheal.shell.roster import Roster
 from selfheal.shell.running import Plan, Running, start
 from selfheal.shell.stream import Told
@@ -41,6 +47,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 LOCAL: Final = "application"
 """The actor of acts that an application asks for without naming one."""
 
+TURN: Final = 1.0
+"""Seconds between two tries to take over a journal that another process holds."""
+
+log = logging.getLogger("selfheal")
+
 
 class Supervisor:
     """Watches services, repairs what fails, and answers requests about them.
@@ -48,6 +59,9 @@ class Supervisor:
     `journal` is the database file (its folder then holds all state); None keeps everything in memory, for tests and
     toys. `notifiers` maps names to notifiers; `routes` say who hears what (by default every notifier hears all).
     Nothing starts before it is entered, and it installs no signal handler and no logging.
+
+    One process heals per journal. Where another holds it, this one reads along, hands acts on, and takes over when the
+    other is gone; with `share` false it raises `JournalHeld` instead. Without a `seed` one is drawn from the journal.
     """
 
     def __init__(
@@ -61,9 +75,10 @@ class Supervisor:
         limits: Limits | None = None,
         maintenance: Iterable[MaintenanceWindow] = (),
         name: str = "selfheal",
-        seed: int = 0,
+        seed: int | None = 0,
         plugins: Iterable[str] | None = None,
         observers: Iterable[Callable[[Mapping[str, Any]], object]] = (),
+        share: bool = True,
     ) -> None:
         self.name = name
         self.journal = Path(journal) if journal is not None else None
@@ -81,8 +96,35 @@ class Supervisor:
         self._callbacks: dict[tuple[str, str], Callable[..., Any]] = {}
         self._allowed = tuple(plugins) if plugins is not None else None
         self._observers = tuple(observers)
+        self._share = share
         self._running: Running | None = None
+        self._reading: Reading | None = None
         self._stack: AsyncExitStack | None = None
+
+    @classmethod
+    def from_file(cls, path: Path | str, *, state_dir: Path | str | None = None, **options: Any) -> Self:
+        """Return the supervisor that a file describes; its journal lies in the `state_dir`, the file's or the given.
+
+        `options` are other arguments of the class. Reads files and may import plugins. Raises `ConfigurationError`.
+        """
+        return cls.of(settled(Path(path), state_dir=Path(state_dir) if state_dir is not None else None), **options)
+
+    @classmethod
+    def of(cls, configuration: Configuration, **options: Any) -> Self:
+        """Return the supervisor of a configuration that names its `state_dir`."""
+        c = configuration
+        given: dict[str, Any] = {
+            "journal": Home.at(c.state_dir).journal if c.state_dir is not None else None,
+            "notifiers": c.notifiers,
+            "routes": c.routes,
+            "canaries": c.canaries,
+            "limits": c.limits,
+            "maintenance": c.maintenance,
+            "name": c.name,
+            "seed": c.seed,
+            "plugins": c.plugins,
+        }
+        return cls(c.services, **{**given, **options})
 
     # -- what an application declares --------------------------------------------------------------------------------
 
@@ -122,7 +164,7 @@ class Supervisor:
         return attrs.evolve(service, workload=attrs.evolve(workload, state_directory=self.journal.parent / "processes"))
 
     def _not_running(self, what: str) -> None:
-        if self._running is not None:
+        if self._stack is not None:
             raise RuntimeError(f"declare with @supervisor.{what} before it is entered; at run time use `register`")
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -133,7 +175,13 @@ class Supervisor:
         self._stack = AsyncExitStack()
         await self._stack.__aenter__()
         try:
-            self._running = await start(self._plan(), self._stack)
+            try:
+                self._running = await start(self._plan(), self._stack)
+                await self._stack.enter_async_context(self._door())
+            except JournalHeld:
+                if not self._share:
+                    raise
+                await self._stack.enter_async_context(self._read_along())
         except BaseException:
             stack, self._stack = self._stack, None
             await stack.aclose()
@@ -147,8 +195,51 @@ class Supervisor:
         assert stack is not None
         try:
             return await stack.__aexit__(kind, problem, trace)
+        except BaseExceptionGroup as group:
+            if problem is None or group.split(lambda one: one is problem)[1] is not None:
+                raise
+            return False  # the application's own exception, wrapped by task groups of ours: it gets its own back
         finally:
-            self._running = None
+            self._running = self._reading = None
+
+    def _door(self) -> AbstractAsyncContextManager[object]:
+        """The control socket, beside the journal."""
+        if self.journal is None:
+            return AsyncExitStack()
+        return control.serving(self, Home.of(self.journal).socket, journal=self.journal.name)
+
+    @asynccontextmanager
+    async def _read_along(self) -> AsyncIterator[None]:
+        """While another process holds the journal: read it, and wait for our turn."""
+        assert self.journal is not None
+        plan, over = self._plan(), anyio.Event()
+        # What is wrong with the services is to be known now, and not when the other one has died.
+        await anyio.to_thread.run_sync(plan.roster, b"")
+        async with anyio.create_task_group() as tasks:
+            self._reading = reading = Reading(self.journal, tasks)
+            tasks.start_soon(self._take_turn, plan, reading, over)
+            try:
+                yield
+            finally:
+                over.set()
+                reading.close()
+
+    async def _take_turn(self, plan: Plan, reading: Reading, over: anyio.Event) -> None:
+        """Hold the journal as soon as it is free, for as long as we live."""
+        while not over.is_set():
+            try:
+                async with AsyncExitStack() as stack:
+                    self._running = await start(plan, stack)
+                    self._reading, reading.over = None, True
+                    await stack.enter_async_context(self._door())
+                    log.warning("took over the journal %s", self.journal)
+                    await over.wait()
+            except JournalHeld:
+                pass
+            except SelfhealError:
+                log.exception("the journal %s is free, and cannot be taken over", self.journal)
+            with anyio.move_on_after(TURN):
+                await over.wait()
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:
@@ -191,13 +282,20 @@ class Supervisor:
             application=application,
         )
 
-    def _roster(self, services: tuple[Service, ...], key: bytes) -> Roster:
+    def _roster(
+        self,
+        services: tuple[Service, ...],
+        key: bytes,
+        canaries: tuple[Canary, ...] | None = None,
+        limits: Limits | None = None,
+    ) -> Roster:
+        drawn = int.from_bytes(hmac.digest(key, b"seed", "sha256")[:4])
         return Roster.of(
             services,
-            self._canaries,
-            limits=self._limits,
+            self._canaries if canaries is None else canaries,
+            limits=limits or self._limits,
             name=self.name,
-            seed=self._seed,
+            seed=drawn if self._seed is None else self._seed,
             key=key,
             callbacks=self._callbacks,
             actions=load_plugins(self._allowed, needed=()).actions,
@@ -205,10 +303,17 @@ class Supervisor:
 
     @property
     def running(self) -> bool:
-        """Whether the engine runs."""
-        return self._running is not None
+        """Whether requests are answered: the engine runs here, or in the process that holds the journal."""
+        return self._running is not None or self._reading is not None
+
+    @property
+    def reading(self) -> bool:
+        """Whether another process holds the journal and heals, and this one only reads along."""
+        return self._reading is not None
 
     def _at_work(self) -> Running:
+        if self._reading is not None:
+            raise RequestRefused("conflict", f"another process holds {self.journal} and heals: change the fleet there")
         if self._running is None:
             raise NotRunning("the supervisor is not running: enter it, or give `supervisor.lifespan` to the host")
         return self._running
@@ -238,10 +343,32 @@ class Supervisor:
         left = {key: service for key, service in self._services.items() if key != name}
         await self._change(left, f"remove {name}", actor, confirmed=confirmed)
 
-    async def _change(self, services: dict[str, Service], reason: str, actor: str, *, confirmed: bool = False) -> None:
+    async def reload(self, configuration: Configuration, *, confirmed: bool = False, actor: str = LOCAL) -> None:
+        """Take over the services, canaries and limits of another version of the file. State, budgets and pauses stay.
+
+        Notifiers, routes and maintenance windows are read at a start only. Raises `RequestRefused` when it drops so
+        much of the fleet that it must be `confirmed`, and `ConfigurationError`; then nothing has changed.
+        """
+        known = self._services
+        # What is the same keeps its object, and so its connections and heartbeats.
+        services = {s.name: known[s.name] if known.get(s.name) == s else s for s in configuration.services}
+        c = configuration
+        await self._change(services, "reload", actor, confirmed=confirmed, canaries=c.canaries, limits=c.limits)
+        self._canaries, self._limits = c.canaries, c.limits
+
+    async def _change(
+        self,
+        services: dict[str, Service],
+        reason: str,
+        actor: str,
+        *,
+        confirmed: bool = False,
+        canaries: tuple[Canary, ...] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         running = self._at_work()
         key = running.journal.derive("fingerprints")
-        roster = await anyio.to_thread.run_sync(self._roster, tuple(services.values()), key)
+        roster = await anyio.to_thread.run_sync(self._roster, tuple(services.values()), key, canaries, limits)
         told = await running.propose(roster, actor=actor, reason=reason, confirmed=confirmed)
         answered = told.record
         assert isinstance(answered, Answered)
@@ -263,17 +390,27 @@ class Supervisor:
     ) -> dict[str, Any]:
         """Ask for an act (see `requests.TABLE`) and return its answer, once it is durable.
 
-        Raises `RequestRefused` when it is refused, with the code and the reason; `NotRunning`.
+        The same `id` makes it the same act, however often it is asked. Raises `RequestRefused` when it is refused, with
+        the code and the reason; `NotRunning`; `ControlError` when the process that holds the journal does not answer.
         """
-        running = self._at_work()
         request, given = checked(name, parameters)
         if not request.act:
             raise RequestRefused("bad_parameter", f"{name} is no act; ask for it")
         if not reason:
             raise RequestRefused("bad_parameter", f"{name} needs a reason")
-        told = await running.act(
-            self._requested(request, given, running, actor=actor, reason=reason, scopes=scopes, id_=id)
-        )
+        key = id or token_hex(8)
+        if self._reading is not None:
+            question = Question(request=name, parameters=given, reason=reason, actor=actor, key=key, scopes=scopes)
+            handed, answer = await self._reading.persist(question)
+            if handed:
+                return dict(answer)
+        running = self._at_work()
+        if key in running.engine.ledger.answers:
+            told = await anyio.to_thread.run_sync(_answer_of, running, key)
+        else:
+            told = await running.act(
+                self._requested(request, given, running, actor=actor, reason=reason, scopes=scopes, id_=key)
+            )
         answered = told.record
         assert isinstance(answered, Answered)
         if not answered.accepted:
@@ -289,14 +426,14 @@ class Supervisor:
         actor: str,
         reason: str,
         scopes: frozenset[str],
-        id_: str | None,
+        id_: str,
     ) -> Requested:
         plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
         if "override" in plain:
             plain["override"] = frozenset(plain["override"])
         return Requested(
             at=running.loop.at(),
-            id=id_ or token_hex(8),
+            id=id_,
             act=request.name,
             actor=actor,
             reason=reason,
@@ -309,10 +446,16 @@ class Supervisor:
 
         Raises `RequestRefused` for an unknown query, parameter or service; `NotRunning`.
         """
-        running = self._at_work()
         request, given = checked(name, parameters)
         if request.act:
             raise RequestRefused("bad_parameter", f"{name} is an act; it needs an actor and a reason")
+        if self._reading is not None and name == "heartbeat":
+            handed, answer = await self._reading.persist(Question(request=name, parameters=given))
+            if handed:
+                return answer
+        elif self._reading is not None:
+            return await self._reading.ask(request, given)
+        running = self._at_work()
         if name == "heartbeat":
             return self.beat(str(given["service"]))
         if name in views.LIVE:
@@ -331,6 +474,8 @@ class Supervisor:
         if beat is None:
             raise RequestRefused("bad_parameter", f"the check of {service} is no heartbeat")
         beat(monotonic())
+        if self._reading is not None:
+            self._reading.beat(service)
 
     def _facts(self, running: Running) -> views.Facts:
         engine = running.engine
@@ -354,8 +499,22 @@ class Supervisor:
     @asynccontextmanager
     async def records(self) -> AsyncIterator[AsyncIterator[Told]]:
         """Give every record from now on, once it is stored. The iteration ends early for a reader that is too slow."""
+        if self._reading is not None:
+            yield self._reading.records()
+            return
         async with self._at_work().stream.subscribe() as receive:
             yield receive
+
+
+def _answer_of(running: Running, key: str) -> Told:
+    """Return the stored answer to an act that was answered before."""
+    before: int | None = None
+    while page := running.journal.reader.records(kinds=("answered",), before=before, limit=500, newest_first=True):
+        for stored in page:
+            if isinstance(stored.record, Answered) and stored.record.id == key:
+                return Told(seq=stored.seq, number=stored.number, wall=stored.wall, record=stored.record)
+        before = page[-1].seq
+    raise RequestRefused("conflict", "it was answered before, and that answer is not stored yet; ask again")
 
 
 class Threaded:

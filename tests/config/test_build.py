@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -29,8 +30,9 @@ from selfheal.core.model import (
 )
 from selfheal.core.model import Canary as PlainCanary
 from selfheal.errors import ConfigurationError
+from selfheal.hookspecs import hookimpl
 from selfheal.ladder import resolve, resolve_all
-from selfheal.loading import Tables
+from selfheal.loading import NOT_INSTALLED, Tables, load_plugins
 from selfheal.secret import Secret
 from selfheal.service import DERIVED, Service, fleet_of
 
@@ -197,10 +199,6 @@ def sample(cls: type[Any], name: str) -> tuple[Any, Any]:
 def test_each_key_of_a_policy_reaches_it_from_service_preset_and_fleet(name: str) -> None:
     given, wanted = sample(Policy, name)
     base = {"check": {"kind": "tcp", "address": "a:1"}}
-
-    class OnePreset(StandIns):
-        pass
-
     tables = attrs.evolve(Tables(), presets={"p": {name: given}})
     tables.checks.claim("tcp", "selfheal.builtin.wire_checks:TcpCheck", "selfheal")
     for data in (
@@ -420,6 +418,9 @@ def test_a_kind_that_an_extra_would_install_says_so(refused: Refuse) -> None:
         ("[[maintenance]]\nservices = ['b']\ndaily = '03:00-04:00'", "there is no service 'b'"),
         ("[[maintenance]]\nservices = []\ndaily = '03:00-04:00'", "name the services, or say everything = true"),
         ("http = 3", "unknown key"),
+        ("[fleet]\nname = 'a b'", "fleet.name: 'a b' cannot be a name"),
+        (service() + "[[maintenance]]\nname = 'a b'\nservices = ['a']\ndaily = '03:00-04:00'", "cannot be a name"),
+        (service() + "[[maintenance]]\nservices = ['a']\nstart = 'soon'\nend = 'later'", "is not a datetime"),
         (service("recovery_actions = 'restart'"), 'write ["restart"]'),
         (service("recovery_actions = [3]"), "is no step"),
         (service("recovery_actions = [{ cooldown = 3 }]"), "it does not say its action"),
@@ -441,8 +442,79 @@ def test_a_kind_that_an_extra_would_install_says_so(refused: Refuse) -> None:
 def test_what_cannot_be_meant_is_refused_with_what_to_write(refused: Refuse, text: str, words: str) -> None:
     said = refused(text)
 
-    assert len(said) == 1, said
+    assert len(said) == (2 if "soon" in text else 1), said
     assert words in said[0]
+
+
+class Odd(StandIns):
+    """A plugin with an odd preset, and classes whose modules are not there."""
+
+    @hookimpl
+    def selfheal_register_presets(self) -> Any:
+        return {"odd": {"intervall": 3, "probation": -1}, "odder": {"interval": object()}}
+
+    @hookimpl
+    def selfheal_register_checks(self) -> Any:
+        return {"gone": "no_such_module_here:Check"}
+
+    @hookimpl
+    def selfheal_register_actions(self) -> Any:
+        return {"tcp.reconnect": "no_such_module_here:Action"}
+
+
+def test_what_a_plugin_did_wrong_is_told_with_the_rest_of_the_file() -> None:
+    tables = load_plugins((), extra={"odd": Odd()})
+    tcp = {"kind": "tcp", "address": "a:1"}
+
+    with pytest.raises(ConfigurationError) as caught:
+        configure(
+            {
+                "services": {
+                    "a": {"preset": "odd", "check": tcp},
+                    "b": {"preset": "odd", "check": tcp},
+                    "c": {"preset": "odder", "check": tcp},
+                    "d": {"check": {"kind": "gone"}},
+                    "e": {"check": tcp, "recovery_actions": [{"action": "reconnect", "hard": True}]},
+                }
+            },
+            tables=tables,
+        )
+
+    said = [str(problem).replace("selfheal plugins", "") for problem in caught.value.problems]
+    gone = "of the plugin odd cannot be loaded: ModuleNotFoundError: No module named 'no_such_module_here'"
+    assert said == [
+        'preset odd.intervall: unknown key (did you mean "interval"?)',
+        "preset odd.probation: -1.0 is out of range; give a number from 0 to 3.16224e+07",
+        "preset odder: interval: is a object, which no file can hold",
+        f'services.d.check.kind: the check "gone" {gone} (is everything it needs installed?)',
+        f'services.e.recovery_actions[0]: the action "tcp.reconnect" {gone}',
+    ]
+
+
+def test_without_our_own_actions_there_is_no_http_hook() -> None:
+    tables = Tables()
+    tables.checks.claim("tcp", "selfheal.builtin.wire_checks:TcpCheck", "selfheal")
+
+    with pytest.raises(ConfigurationError, match="there are no HTTP hooks here"):
+        configure(
+            {
+                "services": {
+                    "a": {
+                        "check": {"kind": "tcp", "address": "a:1"},
+                        "recovery_actions": [{"action": "restart", "http": {}}],
+                    }
+                }
+            },
+            tables=tables,
+        )
+
+
+def test_an_effect_that_cannot_be_read_is_told_once(refused: Refuse) -> None:
+    (said,) = refused(
+        service("recovery_actions = [{ action = 'restart', effect = 'mild', http = { url = 'http://a' } }]")
+    )
+
+    assert said.startswith("services.a.recovery_actions[0].effect: 'mild' is none of gentle, disruptive, destructive")
 
 
 # -- dependencies ----------------------------------------------------------------------------------------------------
@@ -644,6 +716,65 @@ def test_needs_name_every_kind_and_nothing_else() -> None:
         ("notifier", "log"),
         ("frontend", "http"),
     }
+
+
+def test_without_tables_the_plugins_are_loaded_that_are_needed_and_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "selfheal.toml"
+    path.write_text(service())
+
+    assert [plugin.name for plugin in load(path).tables.plugins] == ["selfheal"]
+    path.write_text('[fleet]\nplugins = ["no-such-plugin"]\n' + service())
+    found = load(path)
+    assert [(plugin.name, plugin.reason) for plugin in found.tables.plugins if not plugin.loaded][-1] == (
+        "no-such-plugin",
+        NOT_INSTALLED,
+    )
+    assert [str(warning) for warning in found.warnings] == [
+        'fleet.plugins: the plugin "no-such-plugin" is not installed (install it, or leave it out)'
+    ]
+    assert found.plugins == ("no-such-plugin",)
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Install a plugin that provides the check `stranger`; return the name of its module."""
+    installed = tmp_path / "site"
+    (installed / "stranger-1.0.dist-info").mkdir(parents=True)
+    (installed / "stranger-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+    (installed / "stranger-1.0.dist-info/entry_points.txt").write_text("[selfheal]\nstranger = stranger_module\n")
+    (installed / "stranger_module.py").write_text(
+        "import attrs\nfrom selfheal.hookspecs import hookimpl\n"
+        "@attrs.frozen\nclass Check:\n    kind = 'stranger'\n    async def check(self, context): ...\n"
+        "@hookimpl\ndef selfheal_register_checks(): return [Check]\n"
+    )
+    monkeypatch.syspath_prepend(installed)
+    monkeypatch.delitem(sys.modules, "stranger_module", raising=False)
+    return "stranger_module"
+
+
+@pytest.mark.parametrize("given", [3, "stranger", [3], {"stranger": 1}])
+def test_a_broken_allow_list_allows_nothing_and_is_refused(given: Any, stranger: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        configure({"fleet": {"plugins": given}, "services": {"a": {"check": {"kind": "stranger"}}}})
+
+    assert [problem.path.partition("[")[0] for problem in caught.value.problems] == [
+        "fleet.plugins",
+        "services.a.check.kind",
+    ]
+    assert stranger not in sys.modules
+
+
+def test_an_installed_plugin_is_imported_only_when_it_is_needed_or_allowed(stranger: str) -> None:
+    tcp = {"a": {"check": {"kind": "tcp", "address": "a:1"}}}
+
+    configure({"services": tcp})
+    configure({"services": tcp, "fleet": {"plugins": ["other"]}})
+    assert stranger not in sys.modules
+    found = configure({"services": {"a": {"check": {"kind": "stranger"}}}})
+
+    assert stranger in sys.modules
+    assert found.services[0].kind == "stranger"
+    assert [plugin.origin for plugin in found.tables.plugins if plugin.name == "stranger"] == ["stranger 1.0"]
 
 
 @pytest.mark.slow

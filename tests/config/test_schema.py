@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date, datetime
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, NewType
@@ -40,6 +41,10 @@ def _listed(value: object) -> object:
     return value if isinstance(value, tuple) else (value,)
 
 
+def _complex(value: str) -> complex:
+    return complex(value)
+
+
 @attrs.frozen(kw_only=True)
 class Everything:
     text: str = ""
@@ -69,6 +74,10 @@ class Everything:
     status: tuple[int | str, ...] = attrs.field(default=(), converter=_listed)
     letters: tuple[str, ...] = attrs.field(default=(), converter=tuple)
     strange: complex = 0j
+    converted: complex = attrs.field(default=0j, converter=_complex)
+    moment: datetime | None = None
+    day: date | None = None
+    mixed: int | bool | tuple[str, ...] | Mapping[str, str] | None = None
     _derived: int = attrs.field(default=0, init=False)
 
 
@@ -111,6 +120,13 @@ def refused(cls: type[Any] = Everything, **table: Any) -> list[str]:
         ("status", 200, (200,)),
         ("status", [200, "3xx"], (200, "3xx")),
         ("either", "plain", "plain"),
+        ("converted", "1j", 1j),
+        ("moment", datetime(2025, 1, 31, 4), datetime(2025, 1, 31, 4)),
+        ("moment", "2025-01-31T04:00:00", datetime(2025, 1, 31, 4)),
+        ("day", "2025-01-31", date(2025, 1, 31)),
+        ("mixed", True, True),
+        ("mixed", 3, 3),
+        ("mixed", ["a"], ("a",)),
         ("table", {"a": "b"}, {"a": "b"}),
     ],
 )
@@ -157,6 +173,10 @@ def test_aliases_are_the_keys_and_derived_fields_have_none() -> None:
         ("maybe", "soon", "'soon' is no duration"),
         ("strange", "1j", "this option has a type that no file can hold"),
         ("path", 3, "3 is not a path"),
+        ("converted", "x", "complex() arg is a malformed string"),
+        ("day", datetime(2025, 1, 31), "is not a date"),
+        ("moment", "tomorrow", "'tomorrow' is not a datetime (write it like 2025-01-31T04:00:00Z)"),
+        ("mixed", "on", "'on' is none of: whole number, true or false, list, table"),
     ],
 )
 def test_a_type_takes_nothing_else(key: str, given: Any, words: str) -> None:
@@ -197,6 +217,19 @@ def test_what_only_the_whole_can_judge_is_told_at_its_path() -> None:
     assert refused(Range, low=5, high=1) == ["x.high: below low"]
     assert refused(Range, high=1000) == ["x: too wide"]
     assert refused(Range, low="a", high=1) == ["x.low: 'a' is not a whole number"]
+
+
+@pytest.mark.skipif(not hasattr(attrs, "Converter"), reason="attrs before 24.1 has no converters that take more")
+def test_a_converter_that_wants_the_instance_is_left_to_the_class() -> None:
+    def given(value: object, instance: object) -> object:
+        if value == "bad":
+            raise ValueError("a: bad value")
+        return value
+
+    converter: Any = attrs.Converter(given, takes_self=True)
+    cls = attrs.make_class("Whole", {"a": attrs.field(default="x", converter=converter, type=str)}, kw_only=True)
+
+    assert refused(cls, a="bad") == ["x: a: bad value"]
 
 
 def test_a_missing_key_is_named() -> None:
@@ -286,7 +319,7 @@ def test_a_secret_is_not_quoted_when_the_class_refuses_it() -> None:
         def _far(self, attribute: object, value: str) -> None:
             raise ValueError(f"url: {value} is far")
 
-    assert refused(Leaky, token="hunter2", url="http://me:hunter2@x") == [
+    assert refused(Leaky, token="hunter2", url="http://me:swordfish@x") == [
         "x.token: *** is too short",
         "x.url: http://me:***@x is far",
     ]

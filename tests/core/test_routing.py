@@ -586,3 +586,15 @@ def test_what_may_have_been_on_its_way_when_we_died_is_told_and_resolved() -> No
     assert story.restarted().until(300.0).told() == [(200.0, FIRING), (200.0, RESOLVED)]
     story.resolved(alert(9), 200.0 + IN_DOUBT)
     assert story.restarted().until(DAY).told("oncall")[0][1] is UPDATED
+
+
+def test_a_message_that_arrived_is_resolved_even_where_a_replay_does_not_decide_it() -> None:
+    """Live, something of the same instant was told and gone again; in the records it was never there to be told."""
+    story = Story().opened(alert(1), 0.0)
+    story.answers["oncall"] = {"error": "answered 404", "permanent": True}
+    story.until(60.0).resolved(alert(1), 100.0)
+    arrived = "oncall:api/failed.a1.2.firing.00000000"
+    story.records.append(Delivered(at=100.0, notification=arrived, notifier="oncall"))
+    again = story.restarted().until(DAY)
+    assert again.told() == [(100.0, RESOLVED)]
+    assert again.router.deadline == inf

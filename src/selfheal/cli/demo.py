@@ -27,6 +27,7 @@ from selfheal.cli.demo_screen import Screen, screen_for
 from selfheal.core.model import Backoff, Budget, Limits, Notification, Run, Severity, State
 from selfheal.core.records import Ended, Intended, Moved
 from selfheal.core.routing import Route
+from selfheal.errors import RequestRefused
 from selfheal.plugins import Context
 from selfheal.service import Service
 from selfheal.shell.stream import Told
@@ -326,6 +327,14 @@ def because(stage: Stage, service: str) -> str:
     return f"{service} was not touched"
 
 
+async def insist(stage: Stage, service: str, reason: str, wrong: list[str]) -> None:
+    """Be the person who forces a recovery."""
+    try:
+        await stage.supervisor.act("recover", service=service, actor="you", reason=reason)
+    except RequestRefused as refusal:
+        wrong.append(f"a forced recovery of {service} was refused: {refusal}")
+
+
 # -- the scenes -----------------------------------------------------------------------------------------------------
 
 
@@ -435,7 +444,7 @@ async def flaps(stage: Stage) -> Verdicts:
     await anyio.sleep(1.0)
     if len(stage.heard.intents("cache")) > 1:
         wrong.append("the flapping cache was restarted all the same")
-    await stage.supervisor.act("recover", service="cache", actor="you", reason="seen, one more time")
+    await insist(stage, "cache", "seen, one more time", wrong)
     if not await stage.until(stage.well(), 10.0):
         wrong.append("the forced recovery did not heal it")
     spared = ["cache was not restarted a third time by itself: held:flapping, until a person asked"]
@@ -458,7 +467,7 @@ async def loops(stage: Stage) -> Verdicts:
     if automatic != 2:
         wrong.append(f"{automatic} automatic restarts where the budget allows 2")
     stage.poison.unlink()
-    await stage.supervisor.act("recover", service="worker", actor="you", reason="the job was removed")
+    await insist(stage, "worker", "the job was removed", wrong)
     if not await stage.until(stage.well(), 12.0):
         wrong.append("the forced recovery did not heal it")
     spared = ["worker was not restarted a third time by itself: held:budget, until a person asked"]

@@ -77,7 +77,8 @@ def _rung(
             value = keys[key].read(item[key], below(path, key), notes)
             if value is not UNREAD:
                 value = schema.judged(keys[key].field, value, below(path, key), notes)
-            given[key] = value
+            if value is not UNREAD:
+                given[key] = value
     by = None
     if HTTP in item:
         effect = given.get("effect", EFFECTS.get(verb))

@@ -82,7 +82,8 @@ def _failed(policy: Policy, e: Evidence, result: CheckResult, started: float) ->
         e.suspect_since = started
     e.failures += 1
     e.history = (e.history << 1 | 1) & _HISTORY
-    e.score = min(e.score + FAILURE_WEIGHT, max(2 * policy.suspicion_threshold, FAILURE_WEIGHT))
+    if policy.suspicion_threshold:
+        e.score = min(e.score + FAILURE_WEIGHT, max(2 * policy.suspicion_threshold, FAILURE_WEIGHT))
     e.definite = result.definite or (e.instance is not None and e.instance.run in GONE)
     return Verdict.FAILING
 

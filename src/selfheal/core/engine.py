@@ -231,7 +231,12 @@ class Engine:
         verdict = detector.judge(policy, e, result, event.started, event.ended, event.instance)
         if purpose is Purpose.BEFORE_STEP:
             self.desk.reserved.pop(name, None)
-        if verdict is Verdict.PASSING and condition.state is State.HEALTHY and not (e.score or e.slow or wanted):
+        if (
+            verdict is Verdict.PASSING
+            and condition.state is State.HEALTHY
+            and not (e.score or e.slow or wanted)
+            and not (self.desk.ledger.alerts and alert_key(name, "unobserved") in self.desk.ledger.alerts)
+        ):
             if e.failures == 0 and name in self.lookout.storm:
                 self.lookout.unsuspect(name)
             if watch.wake in self.desk.waiting:

@@ -42,6 +42,8 @@ from selfheal.core.records import (
 
 RELEASE_APART: Final = 0.2
 """Seconds between the checks of two dependents when their parent has come back."""
+ORPHAN_MARGIN: Final = 30.0
+"""Seconds past its own timeout before an action whose manager died is given up as in doubt."""
 
 
 class Repair:
@@ -290,11 +292,8 @@ class Repair:
         if intended is None:
             return
         key = ("settle", event.intent)
-        if (
-            event.settled is Settled.IN_DOUBT
-            and self.desk.agenda.due(key) > self.desk.now
-            and self.desk.agenda.due(key) < inf
-        ):
+        over = intended.at + intended.timeout + ORPHAN_MARGIN
+        if event.settled is Settled.IN_DOUBT and self.desk.now < over and self.desk.agenda.due(key) < inf:
             return  # it may still run: it occupies its service until its own time is over
         self.desk.agenda.cancel(key)
         self._end(intended, event.settled, event.detail)

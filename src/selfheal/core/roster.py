@@ -32,12 +32,10 @@ from selfheal.core.records import (
     FleetSet,
     SuppressionChanged,
 )
-from selfheal.core.repair import Repair
+from selfheal.core.repair import ORPHAN_MARGIN, Repair
 
 FIRST_CHECKS_APART: Final = 0.02
 """Seconds between the first checks of two services after a start: quick answers, no herd."""
-ORPHAN_MARGIN: Final = 30.0
-"""Seconds past its own timeout before an action whose manager died is given up as in doubt."""
 
 
 class Roster:
@@ -68,7 +66,8 @@ class Roster:
         for policy in self.desk.ledger.fleet.policies:
             self._resume(policy)
         for intended in self.desk.ledger.intents.values():
-            due = max(self.desk.now, intended.at + intended.timeout + ORPHAN_MARGIN)
+            # However long nobody was there, whoever is asked gets the time to answer.
+            due = max(self.desk.now, intended.at + intended.timeout) + ORPHAN_MARGIN
             self.desk.agenda.set(("settle", intended.intent), due)
             self.desk.commands.append(Settle(intent=intended.intent))
 

@@ -62,7 +62,7 @@ OWED_CAP: Final = 86_400.0
 """Seconds until a RESOLVED that was given up is tried again: at first, and at most."""
 
 REMEMBERED: Final = 1024
-"""Rounds that ended of which we still know that they did, lest a late word of delivery begins them anew."""
+"""Rounds that were told and ended of which we still know it, lest a late word of delivery begins them anew."""
 
 RANK: Final = {Severity.CRITICAL: 0, Severity.HIGH: 1, Severity.MEDIUM: 2, Severity.LOW: 3}
 
@@ -612,7 +612,8 @@ class Router:
 
     def _over(self, talk: _Talk) -> None:
         """End a round; what has joined meanwhile begins the next."""
-        self._remember(talk.name, talk.round)
+        if talk.known:
+            self._remember(talk.name, talk.round)
         self._forget(talk)
         for known in tuple(talk.open.values()):
             del known.talks[talk.name]

@@ -16,7 +16,7 @@ import anyio
 import attrs
 
 from selfheal.core.messages import CheckFinished, Event, RunCheck, WatchReported
-from selfheal.core.model import CheckResult, Instance, Run, Verdict
+from selfheal.core.model import CheckResult, Instance, Run
 from selfheal.shell import results
 from selfheal.shell.callables import Callables
 from selfheal.shell.contexts import Contexts
@@ -99,23 +99,36 @@ class Checks:
         if flight.entry.lane is not None:
             self._probes.cancel(flight.entry.lane)
 
+    def under_way(self) -> bool:
+        """Whether any check is under way."""
+        return bool(self._flights)
+
     def cancel_all(self) -> None:
         """Drop every check under way."""
         for service in tuple(self._flights):
             self.cancel(service)
 
     def replace(self, entries: dict[str, Entry]) -> None:
-        """Take the plugin objects of a new fleet; what stayed the same keeps its connection."""
+        """Take the plugin objects of a new fleet; what stayed the same keeps its connection.
+
+        A check under way whose object has changed begins again with the new one: each command has an answer.
+        """
+        again: list[RunCheck] = []
         for name, old in self.entries.items():
             new = entries.get(name)
-            if new is not None and new.check is old.check and new.timeout == old.timeout:
+            if new is not None and new.same_check(old):
                 new.lane = old.lane
                 continue
+            flight = self._flights.get(name)
+            if flight is not None and new is not None:
+                again.append(flight.command)
             self.cancel(name)
             if old.lane is not None:
                 self._probes.forget(old.lane)
             self._previous.pop(name, None)
         self.entries = entries
+        for command in again:
+            self.run(command)
 
     def _finish(self, flight: Flight, result: CheckResult, started: float, ended: float) -> None:
         name = flight.command.service
@@ -223,12 +236,16 @@ def instance_of(outcome: Outcome, entry: Entry) -> Instance:
     """Return what an inspection said; an instance that is `unknown` when it failed."""
     value = outcome.value
     if outcome.ending is Ending.VALUE and isinstance(value, Instance):
-        return value
+        return scrubbed(value, entry)
     if outcome.ending is Ending.VALUE:
         detail = f"inspect returned {type(value).__name__}, not an Instance"
     elif outcome.ending is Ending.EXCEPTION:
         detail = f"{type(outcome.error).__name__}: {outcome.error}"
     else:
         detail = f"inspect: {outcome.ending.value}"
-    said = entry.scrubber.clean(CheckResult(Verdict.INCONCLUSIVE, summary=detail))
-    return Instance(id="", run=Run.UNKNOWN, detail=said.summary)
+    return Instance(id="", run=Run.UNKNOWN, detail=entry.scrubber.text(detail))
+
+
+def scrubbed(instance: Instance, entry: Entry) -> Instance:
+    """Return what a plugin said of an instance, with nothing secret in its text."""
+    return attrs.evolve(instance, detail=entry.scrubber.text(instance.detail)) if instance.detail else instance

@@ -3,6 +3,9 @@
 Owns the host's duties of `core.engine`. Everything here runs on the host's event loop; other threads hand in what
 they have through its `poke`. Commands other than actions are carried out at once; an action waits at the *gate* until
 the batch with its intent is durable, and is reported NOT_STARTED when that cannot be.
+
+A fault of our own ends the healing and not the application: it is handed to `broke`, and from then on nothing is taken
+in and nothing is due.
 """
 
 from __future__ import annotations
@@ -37,6 +40,12 @@ GRID: Final = 0.010
 SNAPSHOT_EVERY: Final = 2000
 """Records between two snapshots: what a start has to fold at the most."""
 
+PULSE: Final = 0.5
+"""Seconds after which the loop wakes at the latest while anything is under way: so long a standstill goes unnoticed.
+
+Without it a suspended process whose next timer lies far ahead would believe the time-outs it finds on waking.
+"""
+
 
 class Store(Protocol):
     """What the loop asks of a journal: see `journal.Journal`."""
@@ -69,6 +78,9 @@ class Readers(Protocol):
     def publish(self, batch: Batch, *, volatile: bool) -> None:
         """Take in the records of a batch: stored, or `volatile` while the store is down."""
 
+    def caught_up(self, count: int) -> None:
+        """Hear that `count` more records, told as volatile before, are stored by now."""
+
 
 class Loop:
     """Turns events into records and commands, on the host's event loop.
@@ -92,6 +104,10 @@ class Loop:
     ) -> None:
         self.engine = engine
         self.sooner: Callable[[float], None] = lambda _: None
+        self.under_way: Callable[[], bool] = lambda: False
+        self.broke: Callable[[Exception], None] = lambda _: None
+        self.broken: Exception | None = None
+        """The fault of our own that has ended the healing."""
         self.busiest = 0.0
         """The latest the loop has woken so far, in seconds."""
         self._store = store
@@ -106,7 +122,11 @@ class Loop:
         self._busy = False
         self._asked = inf
         self._gate: dict[int, list[RunAction]] = {}
-        self._unpublished: deque[Batch] = deque()
+        self._unstored: deque[Batch] = deque()
+        self._untold: deque[Batch] = deque()  # the end of what is unstored
+        self._never: set[int] = set()
+        self._confirmed = number
+        self._telling = False
         self._since_snapshot = 0
         self._well = store.well
         self._lost = store.lost
@@ -127,6 +147,10 @@ class Loop:
 
     def beat(self) -> float:
         """Do what is due; return when to be called next, in `time.monotonic` seconds."""
+        self.contained(self._beat)
+        return self._asked
+
+    def _beat(self) -> None:
         now = monotonic()
         self._notice(now)
         self._asked = inf
@@ -134,7 +158,18 @@ class Loop:
             self.post(TimePassed(at=now - self._zero))
         self._probes.expire(now)
         self._asked = self._next()
-        return self._asked
+
+    def contained(self, work: Callable[[], object]) -> None:
+        """Do `work` of ours on the host's loop, unless we are broken; a fault in it breaks us and nobody else."""
+        if self.broken is not None:
+            return
+        try:
+            work()
+        except Exception as problem:  # noqa: BLE001  # whatever it is, it is our fault and not the application's
+            self.broken = problem
+            self._asked = inf
+            self._inbox.clear()
+            self.broke(problem)
 
     def _next(self) -> float:
         """The first instant at which something is due: on the grid for the engine, as it is for the probes."""
@@ -143,7 +178,10 @@ class Loop:
         probes = self._probes.next_deadline()
         if probes is not None and probes < due:
             due = probes
-        return max(due, monotonic())
+        now = monotonic()
+        if due > now + PULSE and self.under_way():
+            return now + PULSE
+        return max(due, now)
 
     def _notice(self, now: float) -> None:
         """Were we late? Say so before anything else of this moment, so that it is not held against a service."""
@@ -160,10 +198,14 @@ class Loop:
 
     def post(self, event: Event) -> None:
         """Take an event in, on the host's loop. It is dealt with now, or after the one that is being dealt with."""
-        self._inbox.append(event)
-        if not self._busy:
-            self._notice(monotonic())
-            self._drain()
+        if self.broken is None:
+            self._inbox.append(event)
+            if not self._busy:
+                self.contained(self._take_in)
+
+    def _take_in(self) -> None:
+        self._notice(monotonic())
+        self._drain()
 
     def _drain(self) -> None:
         if self._busy:
@@ -178,7 +220,7 @@ class Loop:
 
     def hurry(self) -> None:
         """Something may be due sooner than was planned: plan anew."""
-        if self._busy:
+        if self._busy or self.broken is not None:
             return
         due = self._next()
         if due < self._asked:
@@ -220,7 +262,8 @@ class Loop:
             return
         if actions:
             self._gate[number] = actions
-        self._unpublished.append(batch)
+        self._unstored.append(batch)
+        self._untold.append(batch)
         self._since_snapshot += len(records)
         self._store.submit(batch, durable=_matters(records), done=lambda error: self._heard(number, error))
         if not self._well:
@@ -242,15 +285,32 @@ class Loop:
 
     def _heard(self, number: int, error: JournalError | None) -> None:
         """The store has something to say of a batch; called on any thread."""
-        self._poke(lambda: self._stored(number, error))
+        self._poke(lambda: self.contained(lambda: self._stored(number, error)))
 
     def _stored(self, number: int, error: JournalError | None) -> None:
         if error is None:
-            while self._unpublished and self._unpublished[0].number <= number:
-                self._readers.publish(self._unpublished.popleft(), volatile=False)
+            self._confirmed = max(self._confirmed, number)
+            self._publish_stored()
             self._open(number)
         else:
+            self._never.add(number)
+            self._publish_stored()
             self._refuse(number, str(error))
+
+    def _publish_stored(self) -> None:
+        """Tell what the store has by now, in order; what it will never have is told as volatile in its place."""
+        while self._unstored:
+            batch = self._unstored[0]
+            lost = batch.number in self._never
+            if batch.number > self._confirmed and not lost:
+                return
+            self._unstored.popleft()
+            self._never.discard(batch.number)
+            if self._untold and self._untold[0] is batch:
+                self._untold.popleft()
+                self._readers.publish(batch, volatile=lost)
+            elif not lost:
+                self._readers.caught_up(len(batch.records))
 
     def _open(self, number: int) -> None:
         for command in self._gate.pop(number, ()):
@@ -258,14 +318,19 @@ class Loop:
 
     def _refuse(self, number: int, why: str) -> None:
         for command in self._gate.pop(number, ()):
-            self.post(ActionFinished(at=self.at(), intent=command.intent, settled=Settled.NOT_STARTED, detail=why))
+            self._not_started(command, why)
+
+    def _not_started(self, command: RunAction, why: str) -> None:
+        self.post(ActionFinished(at=self.at(), intent=command.intent, settled=Settled.NOT_STARTED, detail=why))
 
     def _turn_away(self, intent: str, why: str) -> bool:
         """Let an action that still waits at the gate not start; returns whether there was one."""
-        for number, commands in self._gate.items():
-            if any(command.intent == intent for command in commands):
-                self._refuse(number, why)
-                return True
+        for commands in self._gate.values():
+            for command in commands:
+                if command.intent == intent:
+                    commands.remove(command)
+                    self._not_started(command, why)
+                    return True
         return False
 
     def _journal_changed(self, event: JournalChanged) -> None:
@@ -281,8 +346,15 @@ class Loop:
                 self._refuse(number, f"its intent could not be stored: {event.detail}")
 
     def _publish_volatile(self) -> None:
-        while self._unpublished:
-            self._readers.publish(self._unpublished.popleft(), volatile=True)
+        """Tell everything not told yet, in order. A reader may cause more: that is told after what it has heard."""
+        if self._telling:
+            return
+        self._telling = True
+        try:
+            while self._untold:
+                self._readers.publish(self._untold.popleft(), volatile=True)
+        finally:
+            self._telling = False
 
     def close_gate(self) -> None:
         """Let nothing that waits at the gate start any more: selfheal is stopping."""

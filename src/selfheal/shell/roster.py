@@ -39,6 +39,15 @@ class Entry:
     scrubber: Scrubber
     lane: Lane | None = None
 
+    def same_check(self, other: Entry) -> bool:
+        """Whether both are checked in the same way by the same object."""
+        return (
+            self.check is other.check
+            and self.road is other.road
+            and self.timeout == other.timeout
+            and self.workload is other.workload
+        )
+
     @property
     def watching(self) -> Watching | None:
         """Its workload, if that can be watched."""

@@ -7,7 +7,6 @@ journal is flushed.
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import time
@@ -26,7 +25,6 @@ from anyio.abc import TaskGroup
 from selfheal import views
 from selfheal.calendar import Calendar
 from selfheal.core.engine import Engine
-from selfheal.core.ledger import Snapshot
 from selfheal.core.messages import (
     CancelAction,
     Command,
@@ -42,9 +40,9 @@ from selfheal.core.messages import (
     WindowChanged,
 )
 from selfheal.core.model import Cause, Notification
-from selfheal.core.records import Answered, Intended, Record, decode
+from selfheal.core.records import Answered, Intended, Record
 from selfheal.core.routing import Deliver, DeliveryFinished, Route, Router, RouterOutput
-from selfheal.journal import Journal, MemoryStore
+from selfheal.journal import Journal
 from selfheal.plugins import Notifier
 from selfheal.shell.actions import Actions
 from selfheal.shell.callables import Application, Callables
@@ -57,6 +55,7 @@ from selfheal.shell.plugin_loop import PluginLoops, poke_here
 from selfheal.shell.plugin_thread import Ending, Report
 from selfheal.shell.probes import ProbeRunner
 from selfheal.shell.readiness import Readiness
+from selfheal.shell.remembering import remember
 from selfheal.shell.roster import Entry, Roster
 from selfheal.shell.stream import Stream, Told
 from selfheal.shell.watch import Watches
@@ -160,6 +159,8 @@ class Running:
         self.router = Router(self.plan.routes, history=history)
         self._adopt(self.roster)
         self.loop.post(Started(at=self.loop.at(), resumes=min(self._resumes, self.loop.at()), fleet=self.roster.fleet))
+        if not self.journal.well:
+            self.loop.post(JournalChanged(at=self.loop.at(), well=False, detail=self.journal.detail))
         readiness = Readiness(self.probes.fd, self.probes.poll, self.loop.beat)
         self.loop.sooner = readiness.sooner
         self._tasks.start_soon(readiness.run)
@@ -390,50 +391,11 @@ def _observe(name: str, observer: Callable[[Mapping[str, Any]], object], told: T
         log.exception("the observer of %s failed", name)
 
 
-@attrs.frozen(kw_only=True)
-class Remembered:
-    """What a journal holds, read in a thread."""
-
-    journal: Journal
-    snapshot: Snapshot | None
-    records: tuple[Record, ...]
-    history: tuple[Record, ...]
-
-
-def remember(path: Path | None, changed: Callable[[bool, str], None]) -> Remembered:
-    """Open a journal and read what the engine and the router must know. Blocks: call it in a thread.
-
-    Raises `JournalError` and its kin when it cannot be opened.
-    """
-    journal = Journal(MemoryStore(), changed=changed) if path is None else Journal.open(path, changed=changed)
-    stored, problem = journal.reader.load_snapshot()
-    if problem:
-        log.warning("the last snapshot cannot be used, so every record is read: %s", problem)
-    snapshot = decode(Snapshot, json.loads(stored.state)) if stored is not None else None
-    after = stored.seq if stored is not None else 0
-    records = tuple(_all(journal, after=after, kinds=None))
-    history = tuple(_all(journal, after=0, kinds=ROUTED))
-    return Remembered(journal=journal, snapshot=snapshot, records=records, history=history)
-
-
-ROUTED: Final = ("alert_changed", "delivered", "suppression_changed", "incident_merged", "incident_closed")
-"""Kinds of record the router remembers from."""
-
-
-def _all(journal: Journal, *, after: int, kinds: tuple[str, ...] | None) -> Iterable[Record]:
-    while True:
-        page = journal.reader.records(after=after, limit=5000, kinds=kinds)
-        if not page:
-            return
-        for stored in page:
-            yield stored.record
-        after = page[-1].seq
-
-
 async def start(plan: Plan, stack: AsyncExitStack) -> Running:
     """Start a run whose end `stack` will see to.
 
-    Raises `ConfigurationError` and `JournalError` with what to do; then nothing has been started.
+    Raises `ConfigurationError`, and `JournalHeld` when another process holds the journal; then nothing has been
+    started. With any other trouble of the journal it starts without, holds fire, and says so.
     """
     poke = poke_here()
     posted: list[Callable[[Event], None]] = []

@@ -53,14 +53,13 @@ class Stream:
         self._readers.append(reader)
 
     def publish(self, batch: Batch, *, volatile: bool) -> None:
-        """Tell the records of a batch to everybody. The records of a volatile batch are numbered all the same.
-
-        They keep their place in the store's count, because the store gets them when it is back.
-        """
+        """Tell the records of a batch to everybody; those of a volatile batch have no number (see `caught_up`)."""
         for record in batch.records:
-            self.seq += 1
+            if not volatile:
+                self.seq += 1
             seq = None if volatile else self.seq
-            told = Told(seq=seq, number=batch.number, wall=batch.wall, record=record, volatile=volatile)
+            wall = batch.wall - (batch.at - record.at)
+            told = Told(seq=seq, number=batch.number, wall=wall, record=record, volatile=volatile)
             if isinstance(record, Answered):
                 waiting = self._answers.pop(record.id, None)
                 if waiting is not None:
@@ -72,6 +71,10 @@ class Stream:
                 except Exception:  # a reader's fault is its own; the others and the engine go on
                     log.exception("a reader of the stream failed")
             self._fan_out(told)
+
+    def caught_up(self, count: int) -> None:
+        """Count records that were told as volatile and are stored by now: they have their place in the store."""
+        self.seq += count
 
     def _fan_out(self, told: Told) -> None:
         for send in tuple(self._subscribers):
@@ -104,7 +107,10 @@ class Stream:
         self._answers.pop(id_, None)
 
     def close(self) -> None:
-        """End every subscription."""
+        """End every subscription, and the waiting for answers that will not come."""
         for send in self._subscribers:
             send.close()
         self._subscribers.clear()
+        for ready, _ in self._answers.values():
+            ready.set()
+        self._answers.clear()

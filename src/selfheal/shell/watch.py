@@ -12,6 +12,7 @@ import anyio
 from selfheal.core.messages import Event, WatchReported
 from selfheal.core.model import Instance
 from selfheal.plugins import Watching
+from selfheal.shell.checks import scrubbed
 from selfheal.shell.contexts import Contexts
 from selfheal.shell.plugin_loop import PluginLoops
 from selfheal.shell.plugin_thread import Call, Outcome
@@ -51,14 +52,17 @@ class Watches:
         self._restated = restated
         self._calls: dict[str, tuple[Watching, Call]] = {}
         self._pauses: dict[str, float] = {}
+        self._entries: dict[str, Entry] = {}
         self._stopped = False
 
     def replace(self, entries: dict[str, Entry]) -> None:
         """Watch what the fleet has now; what stayed the same goes on."""
+        self._entries = entries
         for name, (workload, call) in tuple(self._calls.items()):
             entry = entries.get(name)
             if entry is None or entry.workload is not workload:
                 del self._calls[name]
+                self._pauses.pop(name, None)
                 call.cancel()
         for name, entry in entries.items():
             watching = entry.watching
@@ -84,14 +88,16 @@ class Watches:
 
     def _heard(self, name: str, workload: Watching, instance: object) -> None:
         known = self._calls.get(name)
-        if known is None or known[0] != workload or not isinstance(instance, Instance):
+        entry = self._entries.get(name)
+        if known is None or known[0] is not workload or entry is None or not isinstance(instance, Instance):
             return
         self._pauses.pop(name, None)
-        self.clock.post(WatchReported(at=self.clock.at(), service=name, instance=self._restated(instance)))
+        heard = self._restated(scrubbed(instance, entry))
+        self.clock.post(WatchReported(at=self.clock.at(), service=name, instance=heard))
 
     def _ended(self, name: str, workload: Watching, outcome: Outcome) -> None:
         known = self._calls.get(name)
-        if self._stopped or known is None or known[0] != workload:
+        if self._stopped or known is None or known[0] is not workload:
             return
         first, most = AGAIN
         pause = self._pauses.get(name, first)

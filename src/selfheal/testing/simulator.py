@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from math import ceil, inf
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -152,9 +152,10 @@ class Simulator:
     def request(self, act: str, service: str = "", **changes: object) -> str:
         """Let a person ask for something now; return the id of the request."""
         self._tie += 1
-        asked = Requested(at=self.now, id=f"r{self._tie}", act=act, service=service, actor="pat", reason="asked")
-        self.feed(attrs.evolve(asked, **changes))
-        return asked.id
+        id_ = f"r{self._tie}"
+        said: dict[str, Any] = {"actor": "pat", "reason": "asked", **changes}
+        self.feed(Requested(at=self.now, id=id_, act=act, service=service, **said))
+        return id_
 
     def propose(self, fleet: Fleet, *, confirmed: bool = False) -> bool:
         """Let a person propose another fleet now; return whether it was accepted."""

@@ -258,12 +258,16 @@ class Play:
             )
         )
 
-    def perform(self, sentence: str, act: Callable[[], None]) -> Callable[[], None]:
-        """Return what plays one sentence at its time."""
+    def perform(self, line: Line) -> Callable[[], None]:
+        """Return what plays one line at its time. Raises `StoryRefused` when nobody knows how."""
+        act = _reading(self, line)
 
         def played() -> None:
-            self.say(self.simulator.now, "*", sentence)
-            act()
+            self.say(self.simulator.now, "*", line.sentence)
+            try:
+                act()
+            except ValueError as problem:
+                raise StoryRefused(f"line {line.number}: {problem}") from problem
 
         return played
 
@@ -473,12 +477,8 @@ SENTENCES: Final[Mapping[str, Sentence]] = {
     rf"{_ACTOR} (?P<act>pauses|silences|maintains|resumes) {_WHO}{_FOR}{_BECAUSE}": _suppress,
     rf"{_ACTOR} (?P<act>{'|'.join(_ABOUT_ONE)}) (?P<who>[\w-]+)(?: overriding (?P<override>[\w, ]+?))?"
     rf"{_BECAUSE}": _about_one,
-    rf"{_ACTOR} releases (?P<hold>\w+){_BECAUSE}": lambda play, match: play.ask(
-        match, "release", hold=match["hold"]
-    ),
-    rf"{_ACTOR} lifts (?P<id>[\w:-]+){_BECAUSE}": lambda play, match: play.ask(
-        match, "lift", suppression=match["id"]
-    ),
+    rf"{_ACTOR} releases (?P<hold>\w+){_BECAUSE}": lambda play, match: play.ask(match, "release", hold=match["hold"]),
+    rf"{_ACTOR} lifts (?P<id>[\w:-]+){_BECAUSE}": lambda play, match: play.ask(match, "lift", suppression=match["id"]),
     rf"{_ACTOR} reloads (?:without (?P<gone>[\w, ]+?)|with service (?P<line>.+?))(?P<confirmed>, confirmed)?": _reload,
 }
 """What may happen `at` a time: a pattern for the whole sentence, and what it does."""
@@ -511,7 +511,7 @@ class Story:
         """
         play = Play(self, watchers)
         for line in self.lines:
-            play.simulator.at(line.at, play.perform(line.sentence, _reading(play, line)))
+            play.simulator.at(line.at, play.perform(line))
         play.simulator.run(self.until)
         return "\n".join([*play.lines, "", *_ending(play)]) + "\n"
 
@@ -568,19 +568,18 @@ def parse(text: str) -> Story:
             if enlisted is not None:
                 cast = enlisted
             elif word == "at":
-                times, sentence = re.fullmatch(r"((?:[\d.]+,?\s+)+)(.+)", rest.strip() or " ").groups()  # type: ignore[union-attr]  # no match is refused below
-                lines += [Line(at=float(at), sentence=sentence, number=number) for at in re.findall(r"[\d.]+", times)]
+                lines += _lines(rest.strip(), number)
             elif word == "until":
                 until = float(rest)
             elif line == "show checks":
                 shows = True
             else:
                 raise StoryRefused(f"{line!r} is neither fleet nor script")
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        except (ValueError, KeyError, TypeError) as problem:
             raise StoryRefused(f"line {number}: {problem}") from problem
     if not until:
         raise StoryRefused("a story must say `until` when it is played")
-    story = Story(
+    return Story(
         script=script,
         cast=cast,
         lines=tuple(lines),
@@ -588,4 +587,11 @@ def parse(text: str) -> Story:
         shows_checks=shows,
         expected=expected.partition("\n")[2],
     )
-    return story
+
+
+def _lines(text: str, number: int) -> list[Line]:
+    """Read `60, 300 db breaks unreachable`."""
+    match = re.fullmatch(r"((?:[\d.]+,?\s+)+)(.+)", text)
+    if match is None:
+        raise StoryRefused(f"{text!r} is no time and a sentence")
+    return [Line(at=float(at), sentence=match[2], number=number) for at in re.findall(r"[\d.]+", match[1])]
