@@ -31,7 +31,6 @@ from selfheal.core.model import Limits
 from selfheal.core.records import Answered
 from selfheal.core.routing import Route
 from selfheal.errors import JournalHeld, NotRunning, RequestRefused, SelfhealError
-from selfheal.loading import load_plugins
 from selfheal.plugins import Notifier
 from selfheal.requests import SCOPES, Request, checked
 from selfheal.service import Canary, Service
@@ -267,7 +266,7 @@ class Supervisor:
     _elsewhere: tuple[bool, Application | None] = (False, None)
 
     def _plan(self) -> Plan:
-        tables = load_plugins(self._allowed, needed=())
+        tables = self._tables(self._services.values())
         observers: list[tuple[str, Callable[[Mapping[str, Any]], object]]] = [*tables.observers]
         observers += [("application", observer) for observer in self._observers]
         threaded, application = self._elsewhere
@@ -281,6 +280,10 @@ class Supervisor:
             threaded=threaded,
             application=application,
         )
+
+    def _tables(self, services: Iterable[Service]) -> Tables:
+        """Load the plugins that the ladders of these services need, and those that are allowed by name."""
+        return load_plugins(self._allowed, needed=needed_actions(services, self._callbacks))
 
     def _roster(
         self,
@@ -298,7 +301,7 @@ class Supervisor:
             seed=drawn if self._seed is None else self._seed,
             key=key,
             callbacks=self._callbacks,
-            actions=load_plugins(self._allowed, needed=()).actions,
+            actions=self._tables(services).actions,
         )
 
     @property

@@ -103,6 +103,7 @@ at 70 a exits
 at 75 a is stopped by a person
 at 80 a dies in sight
 at 90 a is started
+at 95 a cannot be inspected
 at 100 the network is cut for 5
 at 110 journal fails
 at 120 journal answers

@@ -1,30 +1,31 @@
-"""Underway one step, and finding out after a crash what became of one.
+"""Carrying out one step, and finding out after a crash what became of one.
 
 The instance is inspected again before anything is done: another one than the expected closes the intent as
 superseded, a failed inspection lets nothing start (law 17). An action's own word is only its outcome; whether it
-helped is decided by later checks.
+helped is decided by later checks. One that is stopped has ended when it has truly ended, and not when it was told to:
+else the next could begin beside it (law 4).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from functools import partial
-from time import time
 from typing import Any, Final, Protocol
 
 import anyio
 import attrs
 
 from selfheal.core.messages import ActionFinished, Event, RunAction
-from selfheal.core.model import Cause, CheckResult, Instance, Run, Settled, Verdict
+from selfheal.core.model import Cause, Instance, Run, Settled
 from selfheal.core.records import Intended
 from selfheal.ladder import ResolvedStep
 from selfheal.plugins import Probing
-from selfheal.shell.callables import Callables
+from selfheal.shell.blocking import StillStuck
+from selfheal.shell.callables import Callables, NoLoop, NotReached
 from selfheal.shell.checks import instance_of
 from selfheal.shell.contexts import Act, Contexts
 from selfheal.shell.plugin_loop import PluginLoops
-from selfheal.shell.plugin_thread import Ending, Outcome
+from selfheal.shell.plugin_thread import Call, Ending, Outcome
 from selfheal.shell.roster import Entry
 
 INSPECT_TIMEOUT: Final = 10.0
@@ -39,19 +40,26 @@ class Clock(Protocol):
 
     def at(self, instant: float | None = None) -> float: ...
 
-    def to_unix(self, at: float) -> float: ...
-
     def post(self, event: Event) -> None: ...
 
 
 @attrs.define(kw_only=True)
 class Underway:
-    """One action under way, and what its cancellation means."""
+    """One action under way; what its cancellation means once it is stopped, and the call to be cancelled."""
 
     command: RunAction
     scope: anyio.CancelScope
-    settled: Settled = Settled.TIMED_OUT
+    settled: Settled | None = None
     why: str = ""
+    call: Call | None = None
+
+    def stop(self, settled: Settled, why: str) -> None:
+        """Stop it; the first reason counts."""
+        if self.settled is None:
+            self.settled, self.why = settled, why
+            self.scope.cancel()
+            if self.call is not None:
+                self.call.cancel()
 
 
 class Actions:
@@ -87,14 +95,17 @@ class Actions:
         """Stop an action because its time is over."""
         running = self._running.get(intent)
         if running is not None:
-            running.why = "recovery_timeout is over"
-            running.scope.cancel()
+            running.stop(Settled.TIMED_OUT, "recovery_timeout is over")
 
     def interrupt(self) -> None:
         """Stop every action because selfheal stops: each ends as interrupted."""
         for running in self._running.values():
-            running.settled, running.why = Settled.INTERRUPTED, "selfheal was stopped"
-            running.scope.cancel()
+            running.stop(Settled.INTERRUPTED, "selfheal was stopped")
+
+    def leave(self) -> None:
+        """Wait no longer for those that were interrupted and have not ended: nobody knows what they still do."""
+        for intent in tuple(self._running):
+            self._end(intent, Settled.IN_DOUBT, "selfheal was stopped, and it did not end when it was cancelled")
 
     async def idle(self) -> None:
         """Wait until no action is under way."""
@@ -105,19 +116,22 @@ class Actions:
     # -- one action --------------------------------------------------------------------------------------------------
 
     async def _run(self, running: Underway) -> None:
-        command = running.command
-        settled, detail = running.settled, ""
-        try:
-            with running.scope:
-                settled, detail = await self._do(command)
-            if running.scope.cancelled_caught:
-                settled, detail = running.settled, running.why
-        finally:
-            self._running.pop(command.intent, None)
-            self._rest.set()
-            self.clock.post(ActionFinished(at=self.clock.at(), intent=command.intent, settled=settled, detail=detail))
+        settled, detail = Settled.INTERRUPTED, ""
+        with running.scope:
+            settled, detail = await self._do(running)
+        if running.scope.cancelled_caught:
+            # An inspection was stopped, or a callable of the application: what runs by a plugin is waited for.
+            settled, detail = running.settled or settled, running.why
+        self._end(running.command.intent, settled, detail)
 
-    async def _do(self, command: RunAction) -> tuple[Settled, str]:
+    def _end(self, intent: str, settled: Settled, detail: str) -> None:
+        if self._running.pop(intent, None) is None:
+            return  # it was left
+        self._rest.set()
+        self.clock.post(ActionFinished(at=self.clock.at(), intent=intent, settled=settled, detail=detail))
+
+    async def _do(self, running: Underway) -> tuple[Settled, str]:
+        command = running.command
         entry = self.entries.get(command.service)
         if entry is None or command.step >= len(entry.steps):
             return Settled.NOT_STARTED, "its service or its step is gone"
@@ -129,10 +143,12 @@ class Actions:
                 return refusal
         resolved = entry.steps[command.step]
         act = self._act(command.intent, entry, resolved, expected)
-        outcome = await self._carry_out(entry, resolved, act, command)
+        outcome = await self._carry_out(entry, resolved, act, running)
         if outcome.ending is Ending.ABANDONED:
             told = await self._probe(entry, resolved, act)
             return (told, "told by its probe") if told is not None else (Settled.IN_DOUBT, "its loop was abandoned")
+        if outcome.ending is Ending.CANCELLED and running.settled is not None:
+            return running.settled, running.why
         return _settled(outcome, entry, command.timeout)
 
     async def look(self, entry: Entry) -> Instance:
@@ -160,17 +176,29 @@ class Actions:
             arguments=dict(resolved.step.arguments),
         )
 
-    async def _carry_out(self, entry: Entry, resolved: ResolvedStep, act: Act, command: RunAction) -> Outcome:
+    async def _carry_out(self, entry: Entry, resolved: ResolvedStep, act: Act, running: Underway) -> Outcome:
+        timeout = running.command.timeout
         if resolved.how == "callback":
-            context = self._contexts.for_action(entry.name, resolved.target, command.timeout, act)
-            return await self._callables.run(entry.name, resolved.target, context, timeout=command.timeout)
+            context = self._contexts.for_action(entry.name, resolved.target, timeout, act)
+            return await self._callables.run(entry.name, resolved.target, context, timeout=timeout)
         method = getattr(resolved.target, resolved.method)  # `ladder.METHODS`, never a word that came in
-        return await self._loops.run(
+        ended = anyio.Event()
+        outcomes: list[Outcome] = []
+
+        def done(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            ended.set()
+
+        running.call = self._loops.submit(
             entry.name,
-            lambda: method(self._contexts.for_action(entry.name, resolved.target, command.timeout, act)),
-            timeout=command.timeout,
+            lambda: method(self._contexts.for_action(entry.name, resolved.target, timeout, act)),
+            timeout=timeout,
+            done=done,
             kind="action",
         )
+        with anyio.CancelScope(shield=True):  # it ends when it has ended: whoever stops it cancels the call
+            await ended.wait()
+        return outcomes[0]
 
     # -- after a crash -----------------------------------------------------------------------------------------------
 
@@ -189,7 +217,7 @@ class Actions:
             return Settled.IN_DOUBT, "its service or its step is gone"
         resolved = entry.steps[intended.step]
         act = self._act(intent, entry, resolved, None)
-        over = self.clock.to_unix(intended.at) + intended.timeout
+        over = intended.at + intended.timeout
         while True:
             told = await self._probe(entry, resolved, act)
             if told is not None:
@@ -198,9 +226,9 @@ class Actions:
                 instance = await self.look(entry)
                 if instance.run is not Run.UNKNOWN and instance.id != intended.expected:
                     return Settled.DONE, f"another instance runs now: {instance.id}"
-                if instance.run is not Run.UNKNOWN and time() > over:
+                if instance.run is not Run.UNKNOWN and self.clock.at() > over:
                     return Settled.FAILED, "the same instance runs as before it"
-            if time() > over:
+            if self.clock.at() > over:
                 return Settled.IN_DOUBT, "nobody can tell whether it happened"
             await anyio.sleep(SETTLE_AGAIN)
 
@@ -238,6 +266,7 @@ def _settled(outcome: Outcome, entry: Entry, timeout: float) -> tuple[Settled, s
             return Settled.TIMED_OUT, f"not done within {timeout:g} s"
         case Ending.CANCELLED:
             return Settled.INTERRUPTED, "cancelled"
+        case _ if isinstance(outcome.error, StillStuck | NoLoop | NotReached):
+            return Settled.NOT_STARTED, str(outcome.error)  # it never began: nothing is spent
         case _:
-            said = CheckResult(Verdict.INCONCLUSIVE, summary=f"{type(outcome.error).__name__}: {outcome.error}")
-            return Settled.FAILED, entry.scrubber.clean(said).summary
+            return Settled.FAILED, entry.scrubber.text(f"{type(outcome.error).__name__}: {outcome.error}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from functools import partial
 from math import inf
+from time import monotonic
 from typing import Any, Final, Protocol
 
 import anyio
 
 from selfheal.core.messages import Event, WatchReported
-from selfheal.core.model import Instance
+from selfheal.core.model import Instance, Run
 from selfheal.plugins import Watching
 from selfheal.shell.checks import scrubbed
 from selfheal.shell.contexts import Contexts
@@ -51,6 +52,7 @@ class Watches:
         self._spawn = spawn
         self._restated = restated
         self._calls: dict[str, tuple[Watching, Call]] = {}
+        self._last: dict[str, tuple[str, Run]] = {}
         self._pauses: dict[str, float] = {}
         self._entries: dict[str, Entry] = {}
         self._stopped = False
@@ -63,6 +65,7 @@ class Watches:
             if entry is None or entry.workload is not workload:
                 del self._calls[name]
                 self._pauses.pop(name, None)
+                self._last.pop(name, None)
                 call.cancel()
         for name, entry in entries.items():
             watching = entry.watching
@@ -81,9 +84,8 @@ class Watches:
             async for instance in workload.watch(self._contexts.plain(name, workload)):
                 self._poke(partial(self._heard, name, workload, instance))
 
-        call = self._loops.submit(
-            f"{name} (watch)", listen, timeout=inf, done=partial(self._ended, name, workload), kind="other"
-        )
+        done = partial(self._ended, name, workload, monotonic())
+        call = self._loops.submit(f"{name} (watch)", listen, timeout=inf, done=done, kind="other")
         self._calls[name] = (workload, call)
 
     def _heard(self, name: str, workload: Watching, instance: object) -> None:
@@ -92,15 +94,18 @@ class Watches:
         if known is None or known[0] is not workload or entry is None or not isinstance(instance, Instance):
             return
         self._pauses.pop(name, None)
+        if self._last.get(name) == (instance.id, instance.run):
+            return  # no news: a sensor that repeats itself fills no journal
+        self._last[name] = (instance.id, instance.run)
         heard = self._restated(scrubbed(instance, entry))
         self.clock.post(WatchReported(at=self.clock.at(), service=name, instance=heard))
 
-    def _ended(self, name: str, workload: Watching, outcome: Outcome) -> None:
+    def _ended(self, name: str, workload: Watching, since: float, outcome: Outcome) -> None:
         known = self._calls.get(name)
         if self._stopped or known is None or known[0] is not workload:
             return
         first, most = AGAIN
-        pause = self._pauses.get(name, first)
+        pause = self._pauses.get(name, first) if monotonic() - since < most else first
         self._pauses[name] = min(pause * 2, most)
         self._spawn(partial(self._anew, name, workload, pause))
 

@@ -29,7 +29,6 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 
-from selfheal.core.ledger import hard
 from selfheal.core.messages import (
     CancelAction,
     CheckFinished,
@@ -65,7 +64,7 @@ from selfheal.core.model import (
 from selfheal.ladder import EFFECTS, NEEDS_RUNNING
 from selfheal.testing.simulator import Simulator, Watcher
 from selfheal.testing.timeline import told
-from selfheal.testing.worlds import SimpleWorld, Thing
+from selfheal.testing.worlds import SimpleWorld
 
 RULE: Final = (
     "---- what happens, written by `pytest --rewrite-stories`. "
@@ -85,7 +84,7 @@ class StoryRefused(ValueError):
 class Cast:
     """Who plays: the fleet of a story, and what its world must know beside it."""
 
-    fleet: Fleet = Fleet()
+    fleet: Fleet = attrs.field(factory=Fleet)
     boots: Mapping[str, float] = attrs.field(factory=dict)
     actions_take: float = 1.0
 
@@ -208,9 +207,9 @@ def _enlist(cast: Cast, line: str) -> Cast | None:
         field, _, value = rest.strip().partition(" ")
         if field not in attrs.fields_dict(Limits):
             raise StoryRefused(f"{field!r} is no limit")
-        return attrs.evolve(
-            cast, fleet=attrs.evolve(fleet, limits=attrs.evolve(fleet.limits, **{field: _number(value)}))
-        )
+        changes: dict[str, Any] = {field: _number(value)}
+        limits = attrs.evolve(fleet.limits, **changes)
+        return attrs.evolve(cast, fleet=attrs.evolve(fleet, limits=limits))
     if line.startswith("actions take "):
         return attrs.evolve(cast, actions_take=float(rest.removeprefix("take ")))
     return None
@@ -321,7 +320,6 @@ def _warns(play: Play, match: re.Match[str]) -> None:
 def _mends(play: Play, match: re.Match[str]) -> None:
     name = _known(play, match["who"])
     play.world.mends(name)
-    play.world.things[name].verdict = Verdict.FAILING
     play.world.things[name].latency = 0.02
 
 
@@ -343,6 +341,10 @@ def _exits(play: Play, match: re.Match[str]) -> None:
     play.world.things[name].run = Run.STOPPED if match["how"] == "is stopped by a person" else Run.EXITED
     if match["how"] == "dies in sight":
         play.feed(WatchReported(at=play.simulator.now, service=name, instance=play.world.instance(name)))
+
+
+def _unseen(play: Play, match: re.Match[str]) -> None:
+    play.world.things[_known(play, match["who"])].unseen = True
 
 
 def _started(play: Play, match: re.Match[str]) -> None:
@@ -379,14 +381,6 @@ def _crash(play: Play, match: re.Match[str]) -> None:
         play.say(play.simulator.now, "*", f"{lost} batches had not been stored yet")
 
 
-def _enters(world: SimpleWorld, policy: Policy) -> None:
-    world.things.setdefault(policy.name, Thing())
-    world.workloads[policy.name] = policy.has_workload
-    world.timeouts[policy.name] = policy.timeout
-    above = tuple(needed.services[0] for needed in hard(policy) if len(needed.services) == 1)
-    world.parents = {**world.parents, policy.name: above}
-
-
 def _reload(play: Play, match: re.Match[str]) -> None:
     if match["gone"]:
         fleet = _without(play, match["gone"])
@@ -397,7 +391,7 @@ def _reload(play: Play, match: re.Match[str]) -> None:
         _, policy = _policy(play.cast, match["line"], known)
         policies = tuple(policy if one.name == name else one for one in old.policies)
         fleet = attrs.evolve(old, policies=policies if known is not None else (*policies, policy))
-        _enters(play.world, policy)
+        play.world.meets(fleet)
     play.acts += 1
     proposed = FleetProposed(
         at=play.simulator.now,
@@ -473,6 +467,7 @@ SENTENCES: Final[Mapping[str, Sentence]] = {
     r"(?P<who>\w+) takes (?P<seconds>[\d.]+) to answer": _slows,
     r"(?P<who>\w+) (?P<how>exits|dies in sight|is stopped by a person)": _exits,
     r"(?P<who>\w+) is started": _started,
+    r"(?P<who>\w+) cannot be inspected": _unseen,
     rf"window (?P<window>\w+) (?P<how>opens|closes) on {_WHO}(?: until (?P<until>[\d.]+))?": _window_changes,
     rf"{_ACTOR} (?P<act>pauses|silences|maintains|resumes) {_WHO}{_FOR}{_BECAUSE}": _suppress,
     rf"{_ACTOR} (?P<act>{'|'.join(_ABOUT_ONE)}) (?P<who>[\w-]+)(?: overriding (?P<override>[\w, ]+?))?"
