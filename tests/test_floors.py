@@ -39,6 +39,7 @@ FLOORS: Mapping[int, tuple[str, ...]] = {
         "plugins",
         "requests",
         "service",
+        "shapes",
         "views",
         "wire",
     ),

@@ -22,7 +22,7 @@ import anyio.from_thread
 import anyio.to_thread
 import attrs
 
-from selfheal import control, views
+from selfheal import control, shapes, views
 from selfheal.calendar import Calendar, MaintenanceWindow
 from selfheal.config import Configuration
 from selfheal.control import Question
@@ -31,6 +31,8 @@ from selfheal.core.model import Limits
 from selfheal.core.records import Answered
 from selfheal.core.routing import Route
 from selfheal.errors import JournalHeld, NotRunning, RequestRefused, SelfhealError
+from selfheal.ladder import needed_actions
+from selfheal.loading import Tables, load_plugins
 from selfheal.plugins import Notifier
 from selfheal.requests import SCOPES, Request, checked
 from selfheal.service import Canary, Service
@@ -418,7 +420,7 @@ class Supervisor:
         assert isinstance(answered, Answered)
         if not answered.accepted:
             raise RequestRefused(answered.code or "refused", answered.because)
-        return views.public(told.record, seq=told.seq, wall=told.wall, volatile=told.volatile)
+        return shapes.public(told.record, seq=told.seq, wall=told.wall, volatile=told.volatile)
 
     def _requested(
         self,

@@ -224,7 +224,7 @@ class Engine:
         purpose, watch.flight = watch.flight, None
         wanted, watch.wanted = watch.wanted, None
         result = event.result
-        if result.verdict is not Verdict.INCONCLUSIVE and self.lookout.disbelieves(event, condition):
+        if result.verdict is not Verdict.INCONCLUSIVE and self.lookout.disbelieves(event, condition, policy):
             result = attrs.evolve(result, verdict=Verdict.INCONCLUSIVE)
         if e.failing_since < self.lookout.canaries.well_since:
             e.failures, e.failing_since, e.history = 0, inf, 0
@@ -285,6 +285,8 @@ class Engine:
         name, e = watch.name, watch.evidence
         if purpose is Purpose.BEFORE_STEP:
             self.desk.wake(guards.SLOT)
+        if not e.inconclusive:
+            self._observed(name)  # it ran, and was excused
         if e.last_verdict is Verdict.FAILING and e.starting_since < inf and condition.state in WELL:
             self.desk.move(
                 name, machine.moved(condition, self.desk.now, state=State.UNHEALTHY, detail=e.summary), "it is starting"

@@ -15,6 +15,7 @@ from selfheal.core.messages import (
 from selfheal.core.model import (
     CANARY_PREFIX,
     Condition,
+    Policy,
     Purpose,
     Verdict,
 )
@@ -107,7 +108,7 @@ class Lookout:
             "journal", not event.well, event.detail or ("the store answers" if event.well else "the store failed")
         )
 
-    def disbelieves(self, event: CheckFinished, condition: Condition) -> bool:
+    def disbelieves(self, event: CheckFinished, condition: Condition, policy: Policy) -> bool:
         """Whether a result proves nothing.
 
         It was begun before we woke late, or came while no canary answers (laws 7, 18), or it is a failure begun
@@ -115,4 +116,7 @@ class Lookout:
         """
         if event.started < self.doubt.before or self.canaries.down:
             return True
-        return event.result.verdict is Verdict.FAILING and event.started < condition.settle_until
+        if event.started >= condition.settle_until:
+            return False
+        verdict = event.result.verdict
+        return verdict is Verdict.FAILING or (verdict is Verdict.WARNING and policy.warning_fails)

@@ -107,7 +107,10 @@ class Roster:
                 self.desk.agenda.cancel(("check", gone))
                 self.desk.agenda.cancel(("act", gone))
                 self.desk.agenda.cancel(("attempt", gone))
-        self.lookout.canaries.reset(canary.name for canary in fleet.canaries)
+        canaries = tuple(canary.name for canary in fleet.canaries)
+        if not old or canaries != self.lookout.canaries.names:
+            self.lookout.canaries.reset(canaries)
+            self.desk.hold("canary", False, "the canaries are others now")
         self._recount()
         for place, watch in enumerate(fresh):
             self.desk.agenda.set(
@@ -116,7 +119,8 @@ class Roster:
 
     def _recount(self) -> None:
         """Begin the storm watch afresh over what is watched now, keeping who is suspect."""
-        enabled = [p.name for p in self.desk.ledger.fleet.policies if p.name in self.desk.watches]
+        conditions = self.desk.ledger.conditions
+        enabled = [n for n in self.desk.watches if n in conditions and conditions[n].state is not State.DISABLED]
         self.lookout.storm.reset(len(enabled))
         for name in enabled:
             since = self.desk.watches[name].evidence.failing_since

@@ -108,5 +108,5 @@ async def look(roster: Roster, names: Iterable[str], told: Callable[[CheckFinish
             with anyio.CancelScope(shield=True):
                 await once.loops.aclose(1.0)
             once.contexts.threads.close()
-            once.probes.close()
             tasks.cancel_scope.cancel()
+    once.probes.close()

@@ -19,7 +19,7 @@ import anyio.to_thread
 import attrs
 from anyio.abc import TaskGroup
 
-from selfheal import views
+from selfheal import shapes, views
 from selfheal.control import Question, forward
 from selfheal.core.ledger import Ledger
 from selfheal.errors import ControlError, SelfhealError
@@ -76,7 +76,7 @@ class Onlooker:
             ledger=self._ledger,
             at=last.at + max(0.0, time.time() - last.wall) if last.number else 0.0,
             to_unix=lambda at: last.wall + (at - last.at),
-            health={"running": False, "reading": True, "last_stored": views.utc(last.wall) if last.number else None},
+            health={"running": False, "reading": True, "last_stored": shapes.utc(last.wall) if last.number else None},
         )
 
     def age(self) -> float | None:

@@ -22,7 +22,7 @@ import anyio.to_thread
 import attrs
 from anyio.abc import TaskGroup
 
-from selfheal import views
+from selfheal import shapes
 from selfheal.calendar import Calendar
 from selfheal.core.engine import Engine
 from selfheal.core.messages import (
@@ -386,7 +386,7 @@ class Running:
 
 def _observe(name: str, observer: Callable[[Mapping[str, Any]], object], told: Told) -> None:
     try:
-        observer(views.public(told.record, seq=told.seq, wall=told.wall, volatile=told.volatile))
+        observer(shapes.public(told.record, seq=told.seq, wall=told.wall, volatile=told.volatile))
     except Exception:  # an observer's fault is its own, and named
         log.exception("the observer of %s failed", name)
 

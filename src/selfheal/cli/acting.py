@@ -1,0 +1,188 @@
+"""The commands that change something. Each is recorded with who and why."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from selfheal.cli import screen
+from selfheal.cli.asked import act
+from selfheal.config import duration
+from selfheal.requests import OVERRIDES, TABLE
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Duration(click.ParamType):
+    """Seconds, or text such as `1h30m`."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        try:
+            return float(value)
+        except ValueError:
+            pass
+        try:
+            return duration(value)
+        except ValueError as problem:
+            self.fail(str(problem), param, ctx)
+
+
+def _reason(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+    """Return the reason; on a terminal it is asked for."""
+    if value is None and sys.stdin.isatty():
+        value = click.prompt("Reason", err=True)
+    if not value or not value.strip():
+        raise click.UsageError("say why, with --reason; it is recorded", ctx)
+    return value.strip()
+
+
+def _service_completion(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of services that begin so, for the completion of shells."""
+    from selfheal.cli.asked import Asked
+    from selfheal.errors import SelfhealError
+
+    try:
+        names = [line["service"] for line in Asked.here().ask("status")["services"]]
+    except SelfhealError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+reason_option = click.option("--reason", callback=_reason, help="Why; it is recorded. Asked for on a terminal.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as it came: the record.")
+service_argument = click.argument("service", shell_complete=_service_completion)
+
+
+def _said(answer: Any, as_json: bool) -> None:
+    if as_json:
+        screen.document(answer)
+        return
+    about = f" {answer['service']}" if answer.get("service") else ""
+    screen.line(f"{answer['action']}{about}: {answer['reason']['detail'] or 'accepted'}")
+
+
+def _on_service(name: str, request: str, about: str) -> click.Command:
+    """Return the command of an act on one service."""
+
+    @click.command(name, help=about)
+    @service_argument
+    @reason_option
+    @json_option
+    def command(service: str, reason: str, as_json: bool) -> None:
+        _said(act(request, service=service, reason=reason), as_json)
+
+    return command
+
+
+enable = _on_service("enable", "enable", TABLE["enable"].about)
+disable = _on_service("disable", "disable", f"{TABLE['disable'].about} It stays off until somebody enables it.")
+approve = _on_service("approve", "approve", TABLE["approve"].about)
+refuse = _on_service("refuse", "refuse", TABLE["refuse"].about)
+ack = _on_service("ack", "acknowledge", TABLE["acknowledge"].about)
+
+
+@click.command(help=TABLE["recover"].about)
+@service_argument
+@click.option(
+    "--override",
+    type=click.Choice(OVERRIDES),
+    multiple=True,
+    help="A guard to pass as well; may be given more than once.",
+)
+@reason_option
+@json_option
+def recover(service: str, override: tuple[str, ...], reason: str, as_json: bool) -> None:
+    """Recover a service now."""
+    _said(act("recover", service=service, override=override, reason=reason), as_json)
+
+
+@click.command(help=TABLE["initialize"].about)
+@click.argument("service", required=False, shell_complete=_service_completion)
+@reason_option
+@json_option
+def initialize(service: str | None, reason: str, as_json: bool) -> None:
+    """Look afresh."""
+    _said(act("initialize", service=service, reason=reason), as_json)
+
+
+def _selected(command: F) -> F:
+    """Add the options that say which services are meant."""
+    services = click.option(
+        "--services", multiple=True, shell_complete=_service_completion, help="A service; may be given more than once."
+    )
+    everything = click.option("--everything", is_flag=True, help="The whole fleet; must be said.")
+    return services(everything(command))
+
+
+def _meant(services: tuple[str, ...], everything: bool) -> None:
+    if bool(services) == everything:
+        raise click.UsageError("say which services with --services, or --everything; and not both")
+
+
+def _suppressing(name: str) -> click.Command:
+    """Return the command of an act that suppresses something for a while."""
+
+    @click.command(name, help=TABLE[name].about)
+    @_selected
+    @click.option("--duration", type=Duration(), help="When it ends by itself: seconds, or 1h30m. Else when lifted.")
+    @reason_option
+    @json_option
+    def command(
+        services: tuple[str, ...], everything: bool, duration: float | None, reason: str, as_json: bool
+    ) -> None:
+        _meant(services, everything)
+        answer = act(name, services=services, everything=everything, duration=duration, reason=reason)
+        if as_json:
+            screen.document(answer)
+            return
+        about = "everything" if everything else ", ".join(services)
+        id_ = answer["reason"]["detail"]
+        screen.line(f"{name}: {about}. End it with: selfheal lift {id_} --reason …")
+
+    return command
+
+
+pause = _suppressing("pause")
+maintenance = _suppressing("maintenance")
+silence = _suppressing("silence")
+
+
+@click.command(help=TABLE["resume"].about)
+@_selected
+@reason_option
+@json_option
+def resume(services: tuple[str, ...], everything: bool, reason: str, as_json: bool) -> None:
+    """End pauses."""
+    _meant(services, everything)
+    _said(act("resume", services=services, everything=everything, reason=reason), as_json)
+
+
+@click.command(help=TABLE["lift"].about)
+@click.argument("suppression")
+@reason_option
+@json_option
+def lift(suppression: str, reason: str, as_json: bool) -> None:
+    """End one suppression."""
+    _said(act("lift", suppression=suppression, reason=reason), as_json)
+
+
+@click.command(help=TABLE["release"].about)
+@click.argument("hold", type=click.Choice(["storm", "canary", "doubt", "fleet"]))
+@reason_option
+@json_option
+def release(hold: str, reason: str, as_json: bool) -> None:
+    """End a hold."""
+    _said(act("release", hold=hold, reason=reason), as_json)
+
+
+@click.command(help=f"{TABLE['heartbeat'].about} For a job to call when it has done its work.")
+@service_argument
+def heartbeat(service: str) -> None:
+    """Say that a service lives."""
+    act("heartbeat", service=service, reason=None)
