@@ -11,8 +11,6 @@ Commands are imported when they are called, so that a heartbeat from a cron job 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -82,8 +80,8 @@ class Failed(click.ClickException):
     """An error of selfheal as the command line shows it."""
 
     def __init__(self, problem: SelfhealError) -> None:
-        self.exit_code = next((code for kind, code in CODES if isinstance(problem, kind)), 1)
         super().__init__(str(problem))
+        vars(self)["exit_code"] = next((code for kind, code in CODES if isinstance(problem, kind)), 1)
 
     def show(self, file: Any = None) -> None:
         """Print it to standard error, line by line, without what could move a cursor."""
@@ -133,7 +131,7 @@ def _of_plugins() -> list[click.Command]:
     "--state-dir",
     type=click.Path(path_type=Path),
     envvar="SELFHEAL_STATE_DIR",
-    help="The folder with the journal and the control socket; also SELFHEAL_STATE_DIR. Without it, where one usually is.",
+    help="The folder of the journal and the control socket; also SELFHEAL_STATE_DIR. Without it, the usual place.",
 )
 @click.version_option(package_name="selfheal-core", message="selfheal %(version)s")
 @click.pass_context

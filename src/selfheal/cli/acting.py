@@ -16,7 +16,7 @@ from selfheal.requests import OVERRIDES, TABLE
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """Seconds, or text such as `1h30m`."""
 
     name = "duration"

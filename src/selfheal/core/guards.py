@@ -206,7 +206,8 @@ def backoff(sight: Sight) -> Hold | None:
     c = sight.condition
     if sight.now >= c.not_before:
         return None
-    return Hold(reason="backoff", detail=f"after attempt {c.attempt}", until=c.not_before)
+    detail = f"after attempt {c.attempt}" if c.attempt else "before the first attempt"
+    return Hold(reason="backoff", detail=detail, until=c.not_before)
 
 
 def _spent(sight: Sight, action: str | None = None) -> list[float]:

@@ -47,6 +47,10 @@ Without it a suspended process whose next timer lies far ahead would believe the
 """
 
 
+LAST_WORDS: Final = (ActionFinished, JournalChanged)
+"""Events that are still taken in while selfheal is stopping."""
+
+
 class Store(Protocol):
     """What the loop asks of a journal: see `journal.Journal`."""
 
@@ -118,6 +122,7 @@ class Loop:
         self._grid = grid
         self._zero = monotonic() - at
         self._number = number
+        self._closing = False
         self._inbox: deque[Event] = deque()
         self._busy = False
         self._asked = inf
@@ -152,6 +157,9 @@ class Loop:
 
     def _beat(self) -> None:
         now = monotonic()
+        if self._closing:
+            self._asked = inf
+            return
         self._notice(now)
         self._asked = inf
         if self.engine.deadline <= now - self._zero:
@@ -166,6 +174,11 @@ class Loop:
         try:
             work()
         except Exception as problem:  # noqa: BLE001  # whatever it is, it is our fault and not the application's
+            self.give_up(problem)
+
+    def give_up(self, problem: Exception) -> None:
+        """Take nothing in any more, because of a fault of our own."""
+        if self.broken is None:
             self.broken = problem
             self._asked = inf
             self._inbox.clear()
@@ -198,7 +211,7 @@ class Loop:
 
     def post(self, event: Event) -> None:
         """Take an event in, on the host's loop. It is dealt with now, or after the one that is being dealt with."""
-        if self.broken is None:
+        if self.broken is None and (not self._closing or isinstance(event, LAST_WORDS)):
             self._inbox.append(event)
             if not self._busy:
                 self.contained(self._take_in)
@@ -356,8 +369,10 @@ class Loop:
         finally:
             self._telling = False
 
-    def close_gate(self) -> None:
-        """Let nothing that waits at the gate start any more: selfheal is stopping."""
+    def close(self) -> None:
+        """Let nothing start any more, nor be decided: selfheal is stopping. Only the ends of actions are taken in."""
+        self._closing = True
+        self._asked = inf
         for number in tuple(self._gate):
             self._refuse(number, "selfheal was stopped")
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,43 +35,48 @@ from selfheal.core.messages import (
     RunCheck,
     Settle,
     Started,
-    TimePassed,
-    WindowChanged,
 )
-from selfheal.core.model import Cause, Notification
-from selfheal.core.records import Answered, Intended, Record
-from selfheal.core.routing import Deliver, DeliveryFinished, Route, Router, RouterOutput
+from selfheal.core.model import Binds, Cause, State
+from selfheal.core.records import Intended
+from selfheal.core.roster import refusal_of_fleet
+from selfheal.core.routing import Route
+from selfheal.errors import NotRunning
 from selfheal.journal import Journal
 from selfheal.plugins import Notifier
 from selfheal.shell.actions import Actions
 from selfheal.shell.callables import Application, Callables
 from selfheal.shell.checks import Checks
-from selfheal.shell.contexts import Act, Contexts
-from selfheal.shell.delivery import Outbox
+from selfheal.shell.contexts import Contexts
 from selfheal.shell.loop import Loop
 from selfheal.shell.names import Resolver
 from selfheal.shell.plugin_loop import PluginLoops, poke_here
-from selfheal.shell.plugin_thread import Ending, Report
+from selfheal.shell.plugin_thread import Report
 from selfheal.shell.probes import ProbeRunner
+from selfheal.shell.programs import Programs
 from selfheal.shell.readiness import Readiness
 from selfheal.shell.remembering import remember
-from selfheal.shell.roster import Entry, Roster
+from selfheal.shell.roster import Roster
 from selfheal.shell.stream import Stream, Told
+from selfheal.shell.telling import Telling
 from selfheal.shell.watch import Watches
+from selfheal.shell.windows import Windows
 
 log = logging.getLogger("selfheal")
 
+STOP: Final = 4.5
+"""Seconds a stop may take in all, not counting what programs of ours take to end."""
+
 ACTIONS_STOP: Final = 2.0
-"""Seconds interrupted actions get to kill what they started."""
+"""Seconds of these that interrupted actions get to kill what they started."""
 
 MESSAGES_STOP: Final = 1.0
-"""Seconds the last messages get."""
+"""Seconds of these that the last messages get."""
+
+PLUGINS_STOP: Final = 1.0
+"""Seconds of these that plugins get to close what they keep."""
 
 STORE_STOP: Final = 2.0
-"""Seconds the journal gets to flush."""
-
-START_TIMEOUT: Final = 60.0
-"""Seconds a program of ours may take to be started."""
+"""Seconds of these that the journal gets to flush, and half a second in any case."""
 
 
 @attrs.frozen(kw_only=True)
@@ -103,9 +107,10 @@ class Running:
         self._tasks = tasks
         self._resumes = last.at
         at = last.at + max(0.0, time.time() - last.wall) if last.number else 0.0
-        self._poke = poke_here()
+        self.changing = anyio.Lock()
+        """Held while a new fleet is made and proposed: each builds on the one before."""
         self.contexts = Contexts()
-        self.loops = PluginLoops(poke=self._poke, told=self._report, kept=self.contexts.kept)
+        self.loops = PluginLoops(poke=poke_here(), told=self._note, kept=self.contexts.kept)
         poke = self.loops.tell
         self.callables = Callables(
             self.contexts.threads,
@@ -144,31 +149,32 @@ class Running:
             at=at,
             number=last.number,
         )
+        self.loop.under_way, self.loop.broke = self.checks.under_way, self._broke
         self.checks.clock = self.actions.clock = self.watches.clock = self.loop
-        self.outbox = Outbox(plan.notifiers, call=self._send, finished=self._delivered)
-        self.router: Router | None = None
-        self._router_due = anyio.Event()
-        self.stream.add(self._route)
+        self.programs = Programs(loops=self.loops, contexts=self.contexts, allowed=self._may_start)
+        self.telling = Telling(plan.routes, plan.notifiers, loops=self.loops, contexts=self.contexts)
+        self.telling.clock = self.loop
+        self.outbox = self.telling.outbox
+        self.windows = Windows(plan.calendar, clock=self.loop)
+        self.stream.add(self.telling.hear)
         for name, observer in plan.observers:
             self.stream.add(partial(_observe, name, observer))
 
     # -- start -------------------------------------------------------------------------------------------------------
 
-    def begin(self, history: Iterable[Record]) -> None:
-        """Let the engine know that it runs, and everything turn. `history` is what the router remembers from."""
-        self.router = Router(self.plan.routes, history=history)
+    def begin(self, told_before: Callable[[], None]) -> None:
+        """Let the engine know that it runs, and everything turn. `told_before` is what `Telling.remember` returned."""
+        told_before()
         self._adopt(self.roster)
         self.loop.post(Started(at=self.loop.at(), resumes=min(self._resumes, self.loop.at()), fleet=self.roster.fleet))
         if not self.journal.well:
             self.loop.post(JournalChanged(at=self.loop.at(), well=False, detail=self.journal.detail))
         readiness = Readiness(self.probes.fd, self.probes.poll, self.loop.beat)
         self.loop.sooner = readiness.sooner
-        self._tasks.start_soon(readiness.run)
-        self._tasks.start_soon(self.outbox.run)
-        self._tasks.start_soon(self._keep_router)
-        self._tasks.start_soon(self._keep_calendar)
+        for task in (readiness.run, self.outbox.run, self.telling.run, self.windows.run):
+            self.spawn(task)
         for entry in self.roster.entries.values():
-            self._autostart(entry)
+            self.programs.start(entry)
 
     def _adopt(self, roster: Roster) -> None:
         self.roster = roster
@@ -177,27 +183,36 @@ class Running:
         self.actions.entries = entries
         self.watches.replace(entries)
 
-    def _autostart(self, entry: Entry) -> None:
-        """Start a program that is ours to run and does not run yet; one that does is left alone."""
-        workload: Any = entry.workload
-        if workload is None or not getattr(workload, "autostart", False):
-            return
-        act = Act(key=f"start/{entry.name}", check=entry.check, workload=workload)
-        self.loops.submit(
-            entry.name,
-            lambda: workload.start(self.contexts.for_action(entry.name, workload, START_TIMEOUT, act)),
-            timeout=START_TIMEOUT,
-            done=lambda outcome: self._autostarted(entry, outcome.ending, outcome.error),
-            kind="action",
-        )
-
-    def _autostarted(self, entry: Entry, ending: Ending, error: BaseException | None) -> None:
-        if ending is not Ending.VALUE:
-            log.warning("%s could not be started: %s", entry.name, error or ending.value)
+    def _may_start(self, name: str) -> bool:
+        """Whether a program that is absent may be started: off is off (law 19)."""
+        ledger = self.engine.ledger
+        policy, condition = ledger.policies.get(name), ledger.conditions.get(name)
+        if policy is None or policy.observe_only or name in ledger.unwatched:
+            return False
+        bound = any(s.binds is not Binds.SILENCE and s.covers(name) for s in ledger.suppressions.values())
+        return not bound and (condition is None or condition.state is not State.DISABLED)
 
     def spawn(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        """Run a coroutine function on the host's loop."""
-        self._tasks.start_soon(function)
+        """Run a coroutine function on the host's loop. A fault in it is ours, and must not end the application."""
+        self._tasks.start_soon(self._contained, function)
+
+    async def _contained(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        try:
+            await function()
+        except Exception as problem:  # noqa: BLE001  # law 15, the other way round: the host is not ours to end
+            self.loop.give_up(problem)
+
+    def _broke(self, problem: Exception) -> None:
+        """Say, by every way that needs no engine, that nothing is watched any more (S18)."""
+        log.critical("selfheal has stopped watching after a fault of its own: report it and restart", exc_info=problem)
+        self.checks.cancel_all()
+        self.watches.stop()
+        self.programs.stop()
+        self.telling.cry(
+            "selfheal has stopped",
+            f"Nothing is watched or repaired any more, after a fault in selfheal ({type(problem).__name__}). "
+            "Its log has the details; restart it.",
+        )
 
     # -- hands -------------------------------------------------------------------------------------------------------
 
@@ -227,161 +242,118 @@ class Running:
         condition = self.engine.ledger.conditions.get(service)
         return condition.cause if condition is not None else None
 
-    def _report(self, report: Report) -> None:
+    def _note(self, report: Report) -> None:
         self.reports.append(report)
         del self.reports[:-100]
+
+    def _report(self, report: Report) -> None:
+        self._note(report)
         log.warning("%s", report)
 
     # -- acts and fleets ---------------------------------------------------------------------------------------------
 
     async def act(self, event: Requested | FleetProposed) -> Told:
-        """Post an act and return its answer, once that is stored (or told as volatile while the store is down)."""
+        """Post an act and return its answer, once that is stored (or told as volatile while the store is down).
+
+        Raises `NotRunning` when the run ends before that.
+        """
+        if self.stopping or self.loop.broken is not None:
+            raise NotRunning("the supervisor is stopping" if self.stopping else "selfheal has stopped after a fault")
         ready, answers = self.stream.expect(event.id)
         try:
             self.loop.post(event)
             await ready.wait()
         finally:
             self.stream.forget(event.id)
+        if not answers:
+            raise NotRunning("the supervisor was stopped before the answer was stored; it may have been done")
         return answers[0]
 
     async def propose(self, roster: Roster, *, actor: str, reason: str, confirmed: bool = False) -> Told:
         """Propose a new fleet; its plugin objects are taken over when the engine accepts it."""
-        old = self.roster
-        self.checks.entries = self.actions.entries = {**old.entries, **roster.entries}
-        told = await self.act(
-            FleetProposed(
-                at=self.loop.at(),
-                id=secrets.token_hex(8),
-                actor=actor,
-                reason=reason,
-                fleet=roster.fleet,
-                confirmed=confirmed,
-            )
+        event = FleetProposed(
+            at=self.loop.at(),
+            id=secrets.token_hex(8),
+            actor=actor,
+            reason=reason,
+            fleet=roster.fleet,
+            confirmed=confirmed,
         )
-        accepted = isinstance(told.record, Answered) and told.record.accepted
-        self._adopt(roster if accepted else old)
+        old = self.roster
+        accepted = not refusal_of_fleet(self.engine.ledger, event)
         if accepted:
+            self._adopt(roster)  # before the engine's first commands for it
+        told = await self.act(event)
+        if accepted:
+            await self._let_go(old, roster)
             for name, entry in roster.entries.items():
                 if name not in old.entries:
-                    self._autostart(entry)
+                    self.programs.start(entry)
         return told
 
-    # -- who is told -------------------------------------------------------------------------------------------------
-
-    def _route(self, told: Told) -> None:
-        if self.router is not None:
-            self._routed(self.router.receive(told.record))
-
-    def _routed(self, output: RouterOutput, cause: DeliveryFinished | None = None) -> None:
-        for deliver in output.deliveries:
-            self.outbox.offer(deliver.notifier, self._restated(deliver))
-        if output.records or cause is not None:
-            self.loop.note(output.records, cause)
-        self._router_due.set()
-
-    def _restated(self, deliver: Deliver) -> Notification:
-        return attrs.evolve(deliver.notification, since=self.loop.to_unix(deliver.notification.since))
-
-    async def _keep_router(self) -> None:
-        """Wake the router when it wants to be woken."""
-        while True:
-            self._router_due = anyio.Event()
-            router = self.router
-            pause = router.deadline - self.loop.at() if router is not None else inf
-            with anyio.move_on_after(max(0.0, pause)):
-                await self._router_due.wait()
+    async def _let_go(self, old: Roster, new: Roster) -> None:
+        """Close what plugins keep for services that are gone or others now, and forgive what was put apart."""
+        for name, entry in old.entries.items():
+            after = new.entries.get(name)
+            if after is not None and after.same_check(entry):
                 continue
-            if router is not None:
-                self._routed(router.receive(TimePassed(at=self.loop.at())))
-
-    async def _send(self, notifier: str, send: Any, timeout: float) -> str | None:
-        plugin = self.plan.notifiers[notifier]
-        outcome = await self.loops.run(
-            f"{notifier} (notifier)",
-            lambda: send(self.contexts.plain(notifier, plugin, timeout)),
-            timeout=timeout,
-            kind="other",
-        )
-        if outcome.ending is Ending.VALUE:
-            return outcome.value if isinstance(outcome.value, str) else None
-        raise outcome.error if outcome.error is not None else TimeoutError(f"{notifier}: {outcome.ending.value}")
-
-    def _delivered(self, id_: str, notifier: str, receipt: str | None, error: str, permanent: bool) -> None:
-        if self.router is None or self.stopping:
-            return
-        finished = DeliveryFinished(
-            at=self.loop.at(), notification=id_, notifier=notifier, receipt=receipt, error=error, permanent=permanent
-        )
-        # Not from within the outbox: what the router says next may be offered to it at once.
-        self.loops.tell(partial(self._outcome, self.router, finished))
-
-    def _outcome(self, router: Router, finished: DeliveryFinished) -> None:
-        self._routed(router.receive(finished), finished)
-
-    # -- the calendar ------------------------------------------------------------------------------------------------
-
-    async def _keep_calendar(self) -> None:
-        """Tell the engine when a maintenance window opens or closes."""
-        calendar = self.plan.calendar
-        while True:
-            now = time.time()
-            for window in calendar.at(now):
-                self.loop.post(
-                    WindowChanged(
-                        at=self.loop.at(),
-                        window=window.name,
-                        services=window.services,
-                        everything=window.everything,
-                        active=window.active,
-                        until=self.loop.from_unix(window.until) if window.until < inf else inf,
-                    )
-                )
-            pause = calendar.next_change(now) - now
-            # A step of the wall clock is found at the latest after a minute.
-            await anyio.sleep(min(max(pause, 0.05), 60.0) if pause < inf else 3600.0)
+            self.loops.forgive(name)
+            await self.loops.close_kept(name)
+            await self.programs.release([entry], stopping=False)
+            if after is None:
+                self.contexts.threads.close(name)
 
     # -- stop --------------------------------------------------------------------------------------------------------
 
     async def stop(self) -> None:
         """Stop in order. Bounded: under 5 s, and what programs of ours take to end on top of that."""
+        left = Left(STOP)
         self.stopping = True
+        self.loop.close()
         self.watches.stop()
+        self.programs.stop()
         self.checks.cancel_all()
-        self.loop.close_gate()
         self.actions.interrupt()
-        with anyio.move_on_after(ACTIONS_STOP):
+        with left.bound(ACTIONS_STOP):
             await self.actions.idle()
-        await self._release_workloads()
-        undelivered = await self.outbox.close(MESSAGES_STOP)
+        self.actions.leave()
+        with left.standing_still():
+            await self.programs.release(self.roster.entries.values(), stopping=True)
+        undelivered = await self.telling.close(left.of(MESSAGES_STOP))
         if undelivered:
             log.warning("%d messages were not delivered; they are tried again at the next start", len(undelivered))
-        self.loop.save_snapshot()
+        if self.loop.broken is None:
+            self.loop.save_snapshot()
         self.stream.close()
-        await self.loops.aclose(1.0)
+        await self.loops.aclose(left.of(PLUGINS_STOP))
         self.contexts.threads.close()
-        stored = await anyio.to_thread.run_sync(self.journal.close, STORE_STOP)
+        stored = await anyio.to_thread.run_sync(self.journal.close, max(0.5, left.of(STORE_STOP)))
         if not stored:
             log.error("the journal could not be flushed: what was decided last may be missing at the next start")
-        self.probes.close()
 
-    async def _release_workloads(self) -> None:
-        """Let go of the programs we run: each is stopped unless it is told otherwise."""
-        async with anyio.create_task_group() as group:
-            for entry in self.roster.entries.values():
-                if hasattr(entry.workload, "release"):
-                    group.start_soon(self._release, entry)
 
-    async def _release(self, entry: Entry) -> None:
-        workload: Any = entry.workload
-        timeout = getattr(workload, "stop_timeout", 0.0) + 5.0
-        outcome = await self.loops.run(
-            entry.name,
-            lambda: workload.release(self.contexts.plain(entry.name, workload, timeout), stopping=True),
-            timeout=timeout,
-            kind="other",
-        )
-        if outcome.ending is not Ending.VALUE:
-            log.warning("%s could not be stopped: %s", entry.name, outcome.error or outcome.ending.value)
+class Left:
+    """What is left of a time, in seconds of `time.monotonic`."""
+
+    def __init__(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+
+    def of(self, most: float) -> float:
+        """Return the seconds for one part of it."""
+        return max(0.05, min(most, self._until - time.monotonic()))
+
+    def bound(self, most: float) -> anyio.CancelScope:
+        """Return a scope that ends with that part."""
+        return anyio.move_on_after(self.of(most))
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Let what passes meanwhile not count."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._until += time.monotonic() - began
 
 
 def _observe(name: str, observer: Callable[[Mapping[str, Any]], object], told: Told) -> None:
@@ -413,11 +385,15 @@ async def start(plan: Plan, stack: AsyncExitStack) -> Running:
         engine = await anyio.to_thread.run_sync(
             partial(Engine, snapshot=remembered.snapshot, history=remembered.records)
         )
+        # What the tasks wait for outlives them: it is closed after they have ended.
+        after = stack.enter_context(ExitStack())
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        running = Running(plan, remembered.journal, engine, roster, tasks)
+        after.callback(running.probes.close)
+        told_before = await anyio.to_thread.run_sync(running.telling.remember, remembered.history)
     except BaseException:
         remembered.journal.close(STORE_STOP)
         raise
-    tasks = await stack.enter_async_context(anyio.create_task_group())
-    running = Running(plan, remembered.journal, engine, roster, tasks)
     posted.append(running.loop.post)
 
     async def end() -> None:
@@ -426,7 +402,7 @@ async def start(plan: Plan, stack: AsyncExitStack) -> Running:
         tasks.cancel_scope.cancel()
 
     stack.push_async_callback(end)
-    running.begin(remembered.history)
+    running.begin(told_before)
     return running
 
 

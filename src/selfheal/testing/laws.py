@@ -159,6 +159,10 @@ class Laws:
         if event.service in ledger.unwatched or condition.state is State.DISABLED:
             return
         self.heard = account.hear(event, policy, condition.state, condition.settle_until)
+        if self.heard != "failing":
+            self.free_since.pop(event.service, None)
+        elif account.of(event.service).became_suspect == event.at:
+            account.blame(ledger.fleet.policies)
         if self.heard:
             key = alert_key(event.service, "unobserved")
             assert key not in ledger.alerts, f"law 14: {event.service} is called unobserved after a check of it ran"
@@ -232,8 +236,8 @@ class Laws:
             self.conditions = {n: self.conditions.get(n, Condition()) for n in names}
             self.off = {n: None for n in self.off if n in names}
             self.over.clear()
-            self.account.keep(names.difference(record.unwatched))
             self.account.watch_canaries(tuple(canary.name for canary in record.fleet.canaries))
+            self.account.keep(names.difference(record.unwatched))
 
     def _learn_end(self, record: Ended) -> None:
         intended = self.running.pop(record.intent, None)
@@ -385,8 +389,7 @@ class Laws:
         watched = [p for p in ledger.fleet.policies if p.name not in ledger.unwatched]
         failing = {n for n, seen in account.services.items() if seen.became_suspect < inf}
         failing = {n for n in failing if n in self.conditions and self.conditions[n].state is not State.DISABLED}
-        blamed = {c for parent in failing for c in ledger.children.get(parent, ())}
-        lone = failing - blamed
+        lone = {n for n in failing if not account.of(n).excusable}
         recent = [n for n in lone if account.of(n).became_suspect > self.now - limits.storm_window]
         since = min((account.of(n).became_suspect for n in failing), default=inf)
         if self.storm_ended >= since or len(watched) < len(ledger.fleet.policies):
@@ -442,7 +445,9 @@ class Laws:
 
     def _check_law(self, ledger: Ledger, command: RunCheck) -> None:
         name = command.service
-        policy, condition = ledger.policies[name], self.conditions[name]
+        policy, condition = ledger.policies.get(name), self.conditions.get(name)
+        if policy is None or condition is None or command.generation < condition.generation:
+            return  # it was commanded by a timer, and made stale by the event that came after
         assert condition.state is not State.DISABLED, f"law 11: {name} is checked while DISABLED"
         assert name not in ledger.unwatched, f"law 19: {name} is checked though it is not watched"
         suspect = condition.state not in WELL

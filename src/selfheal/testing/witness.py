@@ -7,11 +7,12 @@ return, after a partition, at a start), the account counts more: what it says is
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from math import inf
 
 import attrs
 
+from selfheal.core.ledger import hard
 from selfheal.core.messages import CheckFinished, WatchReported
 from selfheal.core.model import CANARY_PREFIX, Cause, Instance, Policy, Purpose, Run, State, Verdict
 
@@ -29,6 +30,7 @@ class Seen:
     failing_since: float = inf
     suspect_since: float = inf
     became_suspect: float = inf
+    excusable: bool = False
     definite: bool = False
     passes: int = 0
     passed: float = -inf
@@ -78,6 +80,7 @@ class Account:
     """Everything seen in this run of the manager. `start` begins it anew."""
 
     def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
         self.services: dict[str, Seen] = {}
         self.flying: dict[str, tuple[int, Purpose]] = {}
         self.canaries: dict[str, bool] = {}
@@ -102,8 +105,19 @@ class Account:
         """Only these services are watched from now on: checks of the others are cancelled."""
         for gone in [name for name in self.services if name not in names]:
             del self.services[gone]
-        for gone in [name for name in self.flying if name not in names and not name.startswith(CANARY_PREFIX)]:
+        watched = {CANARY_PREFIX + name for name in self._names}
+        for gone in [name for name in self.flying if name not in names and name not in watched]:
             del self.flying[gone]
+
+    def blame(self, policies: Iterable[Policy]) -> None:
+        """Mark who fails while a parent fails: for as long as it does, that may be the parent's doing."""
+        for policy in policies:
+            seen = self.of(policy.name)
+            above = [self.of(parent) for dependency in hard(policy) for parent in dependency.services]
+            if seen.became_suspect == inf:
+                seen.excusable = False
+            elif any(parent.became_suspect < inf for parent in above):
+                seen.excusable = True
 
     def of(self, service: str) -> Seen:
         """Return what was seen of a service."""
