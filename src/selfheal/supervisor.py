@@ -330,23 +330,22 @@ class Supervisor:
 
         Raises `RequestRefused` for a name that is taken, and for a fleet the engine refuses (a cycle, say).
         """
-        if service.name in self._services and not replace:
-            raise RequestRefused("conflict", f"a service {service.name!r} is registered already; say replace=True")
-        known = self._services.get(service.name)
-        kept = known is not None and known.check == service.check
-        # An equal check object keeps what it has heard so far: the beats of a heartbeat, a kept connection.
-        service = attrs.evolve(service, check=known.check) if known is not None and kept else service
-        await self._change({**self._services, service.name: self._at_home(service)}, f"register {service.name}", actor)
+        async with self._at_work().changing:
+            if service.name in self._services and not replace:
+                raise RequestRefused("conflict", f"a service {service.name!r} is registered already; say replace=True")
+            service = _kept(self._services.get(service.name), self._at_home(service))
+            await self._change({**self._services, service.name: service}, f"register {service.name}", actor)
 
     async def remove(self, name: str, *, confirmed: bool = False, actor: str = LOCAL) -> None:
         """Watch a service no more; what is open about it is closed.
 
         Raises `RequestRefused` for an unknown name, or when so much of the fleet would go that it must be `confirmed`.
         """
-        if name not in self._services:
-            raise RequestRefused("unknown_service", f"no service {name!r}")
-        left = {key: service for key, service in self._services.items() if key != name}
-        await self._change(left, f"remove {name}", actor, confirmed=confirmed)
+        async with self._at_work().changing:
+            if name not in self._services:
+                raise RequestRefused("unknown_service", f"no service {name!r}")
+            left = {key: service for key, service in self._services.items() if key != name}
+            await self._change(left, f"remove {name}", actor, confirmed=confirmed)
 
     async def reload(self, configuration: Configuration, *, confirmed: bool = False, actor: str = LOCAL) -> None:
         """Take over the services, canaries and limits of another version of the file. State, budgets and pauses stay.
@@ -354,12 +353,12 @@ class Supervisor:
         Notifiers, routes and maintenance windows are read at a start only. Raises `RequestRefused` when it drops so
         much of the fleet that it must be `confirmed`, and `ConfigurationError`; then nothing has changed.
         """
-        known = self._services
-        # What is the same keeps its object, and so its connections and heartbeats.
-        services = {s.name: known[s.name] if known.get(s.name) == s else s for s in configuration.services}
         c = configuration
-        await self._change(services, "reload", actor, confirmed=confirmed, canaries=c.canaries, limits=c.limits)
-        self._canaries, self._limits = c.canaries, c.limits
+        async with self._at_work().changing:
+            known = self._services
+            services = {s.name: _kept(known.get(s.name), self._at_home(s)) for s in c.services}
+            await self._change(services, "reload", actor, confirmed=confirmed, canaries=c.canaries, limits=c.limits)
+            self._canaries, self._limits = c.canaries, c.limits
 
     async def _change(
         self,
@@ -492,7 +491,7 @@ class Supervisor:
             explain=engine.explain,
             kinds={name: service.kind or "callable" for name, service in self._services.items()},
             health={
-                "running": True,
+                "running": running.loop.broken is None,
                 "journal": {"well": running.journal.well, "detail": running.journal.detail},
                 "latest": running.loop.busiest,
                 "checks_in_flight": running.probes.in_flight,
@@ -509,6 +508,18 @@ class Supervisor:
             return
         async with self._at_work().stream.subscribe() as receive:
             yield receive
+
+
+def _kept(known: Service | None, new: Service) -> Service:
+    """Return a service with the plugin objects it has already, where they are equal.
+
+    They hold what was heard so far: the beats of a heartbeat, a kept connection, the children of a process.
+    """
+    if known is None:
+        return new
+    check = known.check if known.check == new.check else new.check
+    workload = known.workload if known.workload == new.workload else new.workload
+    return attrs.evolve(new, check=check, workload=workload)
 
 
 def _answer_of(running: Running, key: str) -> Told:

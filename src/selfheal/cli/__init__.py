@@ -76,21 +76,6 @@ CODES: Final = (
 )
 
 
-class Failed(click.ClickException):
-    """An error of selfheal as the command line shows it."""
-
-    def __init__(self, problem: SelfhealError) -> None:
-        super().__init__(str(problem))
-        vars(self)["exit_code"] = next((code for kind, code in CODES if isinstance(problem, kind)), 1)
-
-    def show(self, file: Any = None) -> None:
-        """Print it to standard error, line by line, without what could move a cursor."""
-        from selfheal.cli.words import clean
-
-        for line in self.message.splitlines() or ["it failed, and does not say why"]:
-            click.echo(f"selfheal: {clean(line)}", err=True, file=file)
-
-
 class Commands(click.Group):
     """The group: imports a command when it is wanted, and asks plugins for one that is not ours."""
 
@@ -117,7 +102,16 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SelfhealError as problem:
-            raise Failed(problem) from problem
+            complain(str(problem))
+            ctx.exit(next((code for kind, code in CODES if isinstance(problem, kind)), 1))
+
+
+def complain(message: str) -> None:
+    """Print what is wrong to standard error, line by line, without what could move a cursor."""
+    from selfheal.cli.words import clean
+
+    for line in message.splitlines() or ["it failed, and does not say why"]:
+        click.echo(f"selfheal: {clean(line)}", err=True)
 
 
 def _of_plugins() -> list[click.Command]:

@@ -16,21 +16,14 @@ from selfheal.requests import OVERRIDES, TABLE
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Duration(click.ParamType[float]):
-    """Seconds, or text such as `1h30m`."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the seconds."""
-        try:
-            return float(value)
-        except ValueError:
-            pass
-        try:
-            return duration(value)
-        except ValueError as problem:
-            self.fail(str(problem), param, ctx)
+def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Return the seconds of a number, or of text such as `1h30m`."""
+    if value is None:
+        return None
+    try:
+        return float(value) if value.replace(".", "", 1).isdigit() else duration(value)
+    except ValueError as problem:
+        raise click.BadParameter(str(problem), ctx, param) from None
 
 
 def _reason(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
@@ -130,7 +123,7 @@ def _suppressing(name: str) -> click.Command:
 
     @click.command(name, help=TABLE[name].about)
     @_selected
-    @click.option("--duration", type=Duration(), help="When it ends by itself: seconds, or 1h30m. Else when lifted.")
+    @click.option("--duration", callback=_seconds, help="When it ends by itself: seconds, or 1h30m. Else when lifted.")
     @reason_option
     @json_option
     def command(

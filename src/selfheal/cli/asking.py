@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import click
@@ -37,10 +38,8 @@ def status(watch: bool, interval: float, as_json: bool) -> None:
             _head(answer)
             screen.table(STATUS, _rows(answer), empty="no services")
         return
-    try:
+    with suppress(KeyboardInterrupt):  # how a watcher leaves
         _watched(asked, interval, as_json)
-    except KeyboardInterrupt:
-        pass  # how a watcher leaves
 
 
 def _watched(asked: Asked, interval: float, as_json: bool) -> None:
@@ -84,7 +83,7 @@ def _rows(answer: Mapping[str, Any]) -> Iterator[Sequence[object]]:
             line["state"],
             span(line["since_seconds"]) if line["since"] else "",
             "on probation" if line["probation"] else line["reason"] or ("not watched" if not line["watched"] else ""),
-            f"{span(max(checked, 0.0))} ago" if checked is not None else "",
+            "" if checked is None else "just now" if checked < 1.0 else f"{span(checked)} ago",
             span(latency) if latency is not None else "",
             line["detail"] or line["summary"],
         )
@@ -136,7 +135,9 @@ def explain(service: str, as_json: bool) -> None:
     if answer["guards"]:
         screen.line()
         rows = [
-            ("holds" if guard["holds"] else "lets", guard["guard"], _said_by(guard), guard["about"])
+            ("holds", guard["guard"], _said_by(guard), guard["about"])
+            if guard["holds"]
+            else ("lets", guard["guard"], "", "")
             for guard in answer["guards"]
         ]
         screen.table(("", "GUARD", "SAYS", "ASKS"), rows, empty="")

@@ -59,10 +59,9 @@ def _because(record: Mapping[str, Any]) -> str:
 
 def _moved(record: Mapping[str, Any]) -> str:
     code = record["reason"]["code"]
-    if record["from"] != record["to"]:
-        reason = f", {code}" if code != record["to"] else ""
-        return f"{record['from']} -> {record['to']}{reason}{_because(record)}"
-    return f"{record['to']}, {code}{_because(record)}"
+    reason = f", {code}" if code != record["to"] else ""
+    came = f"{record['from']} -> " if record["from"] != record["to"] else ""
+    return f"{came}{record['to']}{reason}{_because(record)}"
 
 
 def _intended(record: Mapping[str, Any]) -> str:

@@ -114,7 +114,7 @@ def _excused(policy: Policy, e: Evidence, result: CheckResult, started: float) -
         return started - e.starting_since < policy.starting_limit
     e.starting_since = inf
     since = e.instance.since if e.instance is not None else None
-    return since is not None and not e.ever_passed and started - since < policy.start_grace
+    return since is not None and not e.ever_passed and abs(started - since) < policy.start_grace
 
 
 def confirmed(policy: Policy, evidence: Evidence, now: float) -> bool:

@@ -38,10 +38,6 @@ class StormWatch:
         self._lone = self._recent_lone = 0
         self._total = total
 
-    def resize(self, total: int) -> None:
-        """Let `total` be the number of watched services."""
-        self._total = total
-
     def suspect(self, name: str, at: float, children: Iterable[str]) -> None:
         """A service began to fail at `at`."""
         if name in self._suspects:

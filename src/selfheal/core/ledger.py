@@ -8,7 +8,7 @@ values (after-images), so `apply` looks at no policy.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, assert_never
 
 import attrs
 
@@ -182,6 +182,8 @@ class Ledger:
                     del self.answers[next(iter(self.answers))]
             case Doubted() | Delivered():
                 pass
+            case _:
+                assert_never(record)
 
     # -- what a record changes, by its kind --------------------------------------------------------------------------
 

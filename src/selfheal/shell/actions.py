@@ -31,6 +31,12 @@ from selfheal.shell.roster import Entry
 INSPECT_TIMEOUT: Final = 10.0
 """Seconds an inspection before an action, or while settling, may take."""
 
+NEVER_BEGAN: Final = (StillStuck, NoLoop, NotReached)
+"""What an action ends with that was never begun: nothing is spent on it."""
+
+STUCK_AGAIN: Final = 10.0
+"""Seconds until it is told of one that could not begin: what is given back is tried again at once."""
+
 SETTLE_AGAIN: Final = 2.0
 """Seconds between two attempts to find out what became of an action."""
 
@@ -149,6 +155,9 @@ class Actions:
             return (told, "told by its probe") if told is not None else (Settled.IN_DOUBT, "its loop was abandoned")
         if outcome.ending is Ending.CANCELLED and running.settled is not None:
             return running.settled, running.why
+        if isinstance(outcome.error, NEVER_BEGAN):
+            await anyio.sleep(STUCK_AGAIN)
+            return Settled.NOT_STARTED, str(outcome.error)
         return _settled(outcome, entry, command.timeout)
 
     async def look(self, entry: Entry) -> Instance:
@@ -266,7 +275,5 @@ def _settled(outcome: Outcome, entry: Entry, timeout: float) -> tuple[Settled, s
             return Settled.TIMED_OUT, f"not done within {timeout:g} s"
         case Ending.CANCELLED:
             return Settled.INTERRUPTED, "cancelled"
-        case _ if isinstance(outcome.error, StillStuck | NoLoop | NotReached):
-            return Settled.NOT_STARTED, str(outcome.error)  # it never began: nothing is spent
         case _:
             return Settled.FAILED, entry.scrubber.text(f"{type(outcome.error).__name__}: {outcome.error}")

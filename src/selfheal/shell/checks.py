@@ -212,7 +212,12 @@ class Checks:
 
         def make() -> Awaitable[object]:
             context = self._contexts.for_check(
-                name, entry.check, entry.timeout, deep=entry.deep, previous=self._previous.get(name)
+                name,
+                entry.check,
+                entry.timeout,
+                deep=entry.deep,
+                previous=self._previous.get(name),
+                workload=entry.workload,
             )
             return results.checked(entry.check, context, entry.scrubber)
 

@@ -177,10 +177,17 @@ class CheckContext(PlainContext):
         timeout: float,
         deep: bool,
         previous: CheckResult | None,
+        workload: Workload | None,
     ) -> None:
         super().__init__(contexts, service, plugin, timeout)
         self._deep = deep
         self._previous = previous
+        self._workload = workload
+
+    @property
+    def workload(self) -> Workload | None:
+        """The service's own workload, for a check that asks who runs."""
+        return self._workload
 
     @property
     def deep(self) -> bool:
@@ -267,9 +274,10 @@ class Contexts:
         *,
         deep: bool = False,
         previous: CheckResult | None = None,
+        workload: Workload | None = None,
     ) -> CheckContext:
         """Return a context for one check of `timeout` seconds."""
-        return CheckContext(self, service, plugin, timeout, deep, previous)
+        return CheckContext(self, service, plugin, timeout, deep, previous, workload)
 
     def for_action(self, service: str, plugin: object, timeout: float, act: Act) -> ActionContext:
         """Return a context for one action of `timeout` seconds."""

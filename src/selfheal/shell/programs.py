@@ -53,7 +53,9 @@ class Programs:
 
     def _seen(self, entry: Entry, outcome: Outcome) -> None:
         workload: Any = entry.workload
-        if self._stopped or instance_of(outcome, entry).run is not Run.ABSENT or not self._allowed(entry.name):
+        # STARTING: somebody else looks at the same moment. A start leaves alone what runs by then.
+        seen = instance_of(outcome, entry).run
+        if self._stopped or seen not in (Run.ABSENT, Run.STARTING) or not self._allowed(entry.name):
             return
         act = Act(key=f"start/{entry.name}", check=entry.check, workload=workload)
         self._loops.submit(

@@ -51,7 +51,8 @@ class Entry:
     @property
     def watching(self) -> Watching | None:
         """Its workload, if that can be watched."""
-        return self.workload if isinstance(self.workload, Watching) else None
+        workload: Any = self.workload
+        return workload if isinstance(workload, Watching) else None
 
 
 def road_of(check: object, *, deep: bool) -> Road:

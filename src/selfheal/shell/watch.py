@@ -62,7 +62,7 @@ class Watches:
         self._entries = entries
         for name, (workload, call) in tuple(self._calls.items()):
             entry = entries.get(name)
-            if entry is None or entry.workload is not workload:
+            if entry is None or entry.watching is not workload:
                 del self._calls[name]
                 self._pauses.pop(name, None)
                 self._last.pop(name, None)

@@ -92,11 +92,13 @@ class Account:
         """A new run begins: what was seen in the last one is forgotten."""
         self.services.clear()
         self.flying.clear()
-        self.watch_canaries(canaries)
+        self.watch_canaries(canaries, anew=True)
         self.doubted = -inf
 
-    def watch_canaries(self, names: tuple[str, ...]) -> None:
-        """These canaries there are; nothing was heard of them yet."""
+    def watch_canaries(self, names: tuple[str, ...], *, anew: bool = False) -> None:
+        """These canaries there are; of new ones nothing was heard yet."""
+        if names == self._names and not anew:
+            return
         self.canaries = {}
         self._names = names
         self.canary_well_since = -inf

@@ -212,8 +212,8 @@ class Faults:
             "nudge": self.nudge,
         }
         self.kinds = kinds
-        often = [kind for kind in kinds if r.random() < 0.55] or ["breaks"]
-        self.often = ["breaks", "breaks", *often]
+        often = [kind for kind in kinds if r.random() < 0.4]
+        self.often = [*["breaks"] * max(2, len(often)), *often]
 
     def __call__(self) -> None:
         """Let one thing happen now."""

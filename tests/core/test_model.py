@@ -1,0 +1,139 @@
+"""The nouns: what is refused, in which words, and what the defaults are."""
+
+from __future__ import annotations
+
+from math import inf, nan
+from typing import Any
+
+import attrs
+import pytest
+
+from selfheal.core.model import (
+    PASSING,
+    Backoff,
+    Binds,
+    Budget,
+    Canary,
+    CheckResult,
+    Condition,
+    Effect,
+    Evidence,
+    Limits,
+    Policy,
+    Step,
+    Suppression,
+    Verdict,
+    Window,
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: Policy(name="db", interval=0), "interval: 0.0 is out of range; give a number from 0.05 to 3.16224e+07"),
+        (lambda: Policy(name="db", interval=nan), "interval: nan is out of range"),
+        (lambda: Policy(name="db", interval=inf), "interval: inf is out of range"),
+        (lambda: Policy(name="db", failure_threshold=0), "failure_threshold: 0 is out of range; give a number from 1"),
+        (lambda: Policy(name="db", jitter=1.5), "jitter: 1.5 is out of range; give a number from 0 to 1"),
+        (lambda: Policy(name="db", latency_objective=0.0), "latency_objective: 0.0 is out of range"),
+        (lambda: Policy(name="db", slow_retry=0.5), "slow_retry: 0.5 is out of range"),
+        (lambda: Step(action="restart", timeout=0.0), "timeout: 0.0 is out of range"),
+        (lambda: Backoff(multiplier=0.5), "multiplier: 0.5 is out of range; give a number from 1 to 100"),
+        (lambda: Budget(limit=0), "limit: 0 is out of range"),
+        (lambda: Window(failures=6, checks=5), "failures: 6 of 5 can never be; give at most 5"),
+        (lambda: Limits(storm_floor=1), "storm_floor: 1 is out of range; give a number from 2"),
+        (lambda: Canary(name="gateway", timeout=-1), "timeout: -1.0 is out of range"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_its_range(make: Any, problem: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        make()
+    assert str(caught.value).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: Policy(name="db", interval="30s"), "interval: '30s' is not a number"),
+        (lambda: Policy(name="db", interval=True), "interval: True is not a number"),
+        (lambda: Policy(name="db", failure_threshold=2.0), "failure_threshold: 2.0 is not a whole number"),
+        (lambda: Policy(name="db", max_retries=False), "max_retries: False is not a whole number"),
+        (lambda: Policy(name="db", interval=None), "interval: None is not a number"),
+        (lambda: Limits(budget_share="half"), "budget_share: 'half' is not a number"),
+    ],
+)
+def test_what_is_no_number_is_refused(make: Any, problem: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        make()
+    assert str(caught.value) == problem
+
+
+def test_a_window_may_be_as_strict_as_it_is_wide() -> None:
+    assert Window(failures=5, checks=5).checks == 5
+
+
+def test_a_bound_without_an_end_is_said_as_at_least() -> None:
+    from selfheal.core.model import seconds
+
+    cls = attrs.make_class("Thing", {"patience": seconds(1.0, 0.5, inf)})
+    with pytest.raises(ValueError, match="patience: 0.1 is out of range; give a number of at least 0.5"):
+        cls(0.1)
+
+
+def test_whole_seconds_are_seconds() -> None:
+    policy = Policy(name="db", interval=30)
+    assert isinstance(policy.interval, float)
+    assert Policy(name="db", slow_retry=None).slow_retry is None
+
+
+def test_the_defaults_are_those_of_the_design() -> None:
+    policy, limits = Policy(name="db"), Limits()
+    assert (policy.interval, policy.timeout, policy.recheck, policy.jitter) == (30.0, 5.0, 5.0, 0.1)
+    assert (policy.failure_threshold, policy.min_failing_span, policy.definite_span) == (3, 30.0, 10.0)
+    assert (policy.success_threshold, policy.suspicion_threshold, policy.latency_strikes) == (2, 21, 3)
+    assert policy.flapping == (Budget(limit=3, per=3600.0), Budget(limit=5, per=86400.0))
+    assert (policy.max_retries, policy.recovery_timeout, policy.slow_retry, policy.probation) == (3, 300.0, 900.0, 300.0)
+    assert policy.backoff == Backoff(initial=10.0, multiplier=2.0, cap=300.0, jitter=0.5, forget_after=600.0)
+    assert policy.budgets == (Budget(limit=3, per=3600.0), Budget(limit=10, per=86400.0))
+    assert (policy.approval_timeout, policy.dependent_grace) == (900.0, 30.0)
+    assert (limits.max_concurrent_recoveries, limits.budget_floor, limits.budget_share, limits.budget_per) == (3, 3, 0.1, 300.0)
+    assert (limits.storm_share, limits.storm_floor, limits.storm_window) == (0.5, 3, 60.0)
+    assert (limits.late_after, limits.late_alert_after, limits.max_fleet_drop) == (0.25, 60.0, 0.5)
+    assert not limits.act_without_journal
+
+
+def test_a_step_settles_by_how_much_it_disturbs() -> None:
+    assert Step(action="reconnect", effect=Effect.GENTLE).settling == 2.0
+    assert Step(action="restart").settling == 15.0
+    assert Step(action="restart", settle=0.0).settling == 0.0
+
+
+def test_a_destructive_step_asks_unless_it_is_allowed() -> None:
+    flush = Step(action="flush", effect=Effect.DESTRUCTIVE)
+    assert flush.asks
+    assert not attrs.evolve(flush, allow_destructive=True).asks
+    assert not Step(action="restart").asks
+    assert Step(action="restart", approval=True).asks
+
+
+def test_an_empty_selection_selects_nothing() -> None:
+    assert not Suppression(id="r", binds=Binds.PAUSED).covers("db")
+    assert Suppression(id="r", binds=Binds.PAUSED, services=("db",)).covers("db")
+    assert not Suppression(id="r", binds=Binds.PAUSED, services=("db",)).covers("api")
+    assert Suppression(id="r", binds=Binds.PAUSED, everything=True).covers("api")
+
+
+def test_s4_nothing_is_known_of_a_service_that_was_never_checked() -> None:
+    assert Condition().state.value == "unknown"
+    assert Evidence().last_verdict is None
+
+
+def test_a_verdict_is_the_only_positional_word_of_a_result() -> None:
+    assert CheckResult(Verdict.PASSING) == PASSING
+    with pytest.raises(TypeError):
+        CheckResult(Verdict.PASSING, None)  # type: ignore[misc]  # that it is refused is the point
+
+
+def test_s5_a_word_is_no_verdict() -> None:
+    with pytest.raises(ValueError, match="is not a valid Verdict"):
+        Verdict("down")
