@@ -243,5 +243,3 @@ class Asgi:
             yield request
             await to_app.send({"type": "lifespan.shutdown"})
             assert (await out.receive())["type"] == "lifespan.shutdown.complete"
-
-

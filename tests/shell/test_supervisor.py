@@ -294,9 +294,7 @@ async def test_a_check_under_way_does_not_lose_its_service_when_it_is_replaced()
             return True
 
     options: dict[str, Any] = {"interval": 30.0, "timeout": 20.0}
-    supervisor = Supervisor(
-        [quick("api", check=Hanging(), **options), quick("other", check=Switch())], journal=None
-    )
+    supervisor = Supervisor([quick("api", check=Hanging(), **options), quick("other", check=Switch())], journal=None)
     async with supervisor:
         with anyio.fail_after(5):
             await begun.wait()

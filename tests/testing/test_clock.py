@@ -15,17 +15,17 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from selfheal.testing.clock import NothingScheduled, NotVirtual, Run, virtual_time
+from selfheal.testing.clock import HowToRun, NothingScheduled, NotVirtual, virtual_time
 
 DAY = 86_400.0
 
 
 @pytest.fixture
-def run(anyio_backend: str) -> Run:
+def run(anyio_backend: str) -> HowToRun:
     return virtual_time(anyio_backend)
 
 
-def test_a_month_of_waiting_takes_no_time_and_loses_none(run: Run) -> None:
+def test_a_month_of_waiting_takes_no_time_and_loses_none(run: HowToRun) -> None:
     async def sleeper() -> list[float]:
         seen = [anyio.current_time()]
         for pause in (0.1, 30.0, 30 * DAY, 0.0, 1e-6):
@@ -40,7 +40,7 @@ def test_a_month_of_waiting_takes_no_time_and_loses_none(run: Run) -> None:
     assert seen == pytest.approx([0.0, 0.1, 30.1, month, month, month + 1e-6], abs=1e-9)
 
 
-def test_deadlines_end_waiting_at_their_time(run: Run) -> None:
+def test_deadlines_end_waiting_at_their_time(run: HowToRun) -> None:
     async def waits_too_long() -> float:
         with anyio.move_on_after(3600.0):
             await anyio.sleep_forever()
@@ -52,7 +52,7 @@ def test_deadlines_end_waiting_at_their_time(run: Run) -> None:
     assert run(waits_too_long) == 3610.0
 
 
-def test_arguments_and_values_and_errors_go_through(run: Run) -> None:
+def test_arguments_and_values_and_errors_go_through(run: HowToRun) -> None:
     async def divided(a: int, b: int) -> float:
         await anyio.sleep(1.0)
         return a / b
@@ -82,7 +82,7 @@ async def hurly_burly() -> list[tuple[float, int]]:
     return trace
 
 
-def test_the_same_code_takes_the_same_course(run: Run) -> None:
+def test_the_same_code_takes_the_same_course(run: HowToRun) -> None:
     traces = [run(hurly_burly) for _ in range(10)]
     assert len(traces[0]) == 200
     assert all(trace == traces[0] for trace in traces)
@@ -93,7 +93,7 @@ def test_on_trio_another_seed_is_another_course() -> None:
 
 
 @pytest.mark.parametrize("forever", [anyio.sleep_forever, lambda: anyio.Event().wait(), lambda: anyio.sleep(inf)])
-def test_waiting_for_nothing_is_an_error_that_says_who_waits(run: Run, forever: object) -> None:
+def test_waiting_for_nothing_is_an_error_that_says_who_waits(run: HowToRun, forever: object) -> None:
     async def patient() -> None:
         await anyio.sleep(7.0)
         await forever()  # type: ignore[operator]  # one of three kinds of callable
@@ -102,7 +102,7 @@ def test_waiting_for_nothing_is_an_error_that_says_who_waits(run: Run, forever: 
         run(patient)
 
 
-def test_two_tasks_that_wait_for_each_other_are_an_error(run: Run) -> None:
+def test_two_tasks_that_wait_for_each_other_are_an_error(run: HowToRun) -> None:
     async def embrace() -> None:
         one, other = anyio.Event(), anyio.Event()
 
@@ -122,7 +122,7 @@ def test_two_tasks_that_wait_for_each_other_are_an_error(run: Run) -> None:
         run(embrace)
 
 
-def test_to_wait_until_all_others_wait_is_no_standstill(run: Run) -> None:
+def test_to_wait_until_all_others_wait_is_no_standstill(run: HowToRun) -> None:
     async def body() -> list[str]:
         seen: list[str] = []
         stop = anyio.Event()
@@ -169,12 +169,12 @@ OFFENCES = [in_a_thread, over_a_socket, with_a_plain_socket, in_a_process, in_a_
 
 
 @pytest.mark.parametrize("offence", OFFENCES)
-def test_threads_sockets_and_processes_are_refused(run: Run, offence: object) -> None:
+def test_threads_sockets_and_processes_are_refused(run: HowToRun, offence: object) -> None:
     with pytest.raises(NotVirtual, match="real time"):
         run(offence)  # type: ignore[arg-type]  # a coroutine function
 
 
-def test_a_refusal_that_was_swallowed_fails_the_run_nevertheless(run: Run) -> None:
+def test_a_refusal_that_was_swallowed_fails_the_run_nevertheless(run: HowToRun) -> None:
     async def swallows() -> str:
         with suppress(Exception):
             await in_a_thread()
@@ -197,24 +197,24 @@ def test_a_thread_that_idles_since_an_earlier_run_is_refused_too(anyio_backend: 
         virtual_time(anyio_backend)(in_a_thread)
 
 
-def test_other_threads_are_let_be_and_all_is_as_before_afterwards(run: Run) -> None:
-    begin, connected = threading.Event(), threading.Event()
-
-    def other() -> None:
-        begin.wait(10.0)
-        socket.socketpair()[0].close()
-        connected.set()
+def test_other_threads_are_let_be_and_all_is_as_before_afterwards(run: HowToRun) -> None:
+    begin, ready = threading.Event(), threading.Event()
 
     def pair() -> None:
         for end in socket.socketpair():
             end.close()
 
-    elsewhere = threading.Thread(target=lambda: (begin.wait(10.0), pair(), connected.set()))
+    def other() -> None:
+        begin.wait(10.0)
+        pair()
+        ready.set()
+
+    elsewhere = threading.Thread(target=other)
     elsewhere.start()
 
     async def body() -> bool:
         begin.set()
-        return connected.wait(10.0)
+        return ready.wait(10.0)
 
     assert run(body)
     elsewhere.join()

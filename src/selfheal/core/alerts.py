@@ -63,7 +63,9 @@ def wanted(condition: Condition) -> dict[str, str]:
         if c.state is State.RECOVERING:
             rules["recovering"] = f"attempt {c.attempt}, step {c.cursor + 1}"
         elif c.reason in UNATTENDED or (c.reason == "held:workload" and c.detail.startswith(INSPECTION_FAILED)):
-            rules["unattended"] = f"down{cause} and nobody acts: {c.reason}" + (f", {c.detail}" if c.detail else "")
+            # The number of attempts grows with every slow retry; people were told once that all are used.
+            detail = f", {c.detail}" if c.detail and c.reason != "escalated" else ""
+            rules["unattended"] = f"down{cause} and nobody acts: {c.reason}{detail}"
         elif c.reason == "held:flapping":
             rules["flapping"] = f"not restarted again: {c.detail}"
         return rules

@@ -57,14 +57,14 @@ class NotVirtual(RuntimeError):
     """A thread, a socket or a process was asked for: its time would be real."""
 
 
-class Run(Protocol):
+class HowToRun(Protocol):
     """How to run a coroutine function in virtual time."""
 
     def __call__(self, function: Callable[[*Arguments], Awaitable[T]], /, *arguments: *Arguments) -> T:
         """Run it to its end and return its value. Raises what it raises, `NothingScheduled` and `NotVirtual`."""
 
 
-def virtual_time(backend: str = "asyncio", *, seed: int = 0) -> Run:
+def virtual_time(backend: str = "asyncio", *, seed: int = 0) -> HowToRun:
     """Return how to run a coroutine function on `asyncio` or `trio` in virtual time. `seed` orders trio's tasks."""
 
     def run(function: Callable[[*Arguments], Awaitable[T]], /, *arguments: *Arguments) -> T:
@@ -152,6 +152,7 @@ class _Passing(selectors.SelectSelector):
     """Lets time pass where others wait: its `now` moves by each timeout, and no descriptor is ever ready."""
 
     now = 0.0
+    loop: asyncio.AbstractEventLoop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
@@ -161,8 +162,6 @@ class _Passing(selectors.SelectSelector):
             raise _stuck(self.now, waiting)
         self.now += max(0.0, timeout)
         return []
-
-    loop: asyncio.AbstractEventLoop
 
 
 class _VirtualLoop(asyncio.SelectorEventLoop):
@@ -177,7 +176,7 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         return self._passing.now
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, when: float, callback: Callable[[*Arguments], object], *args: *Arguments, context: Context | None = None
     ) -> asyncio.TimerHandle:
         if when == inf:  # never: kept out of the timers, lest the clock run after it
             return asyncio.TimerHandle(when, callback, args, self, context)
