@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -504,7 +504,8 @@ class Supervisor:
     async def records(self) -> AsyncIterator[AsyncIterator[Told]]:
         """Give every record from now on, once it is stored. The iteration ends early for a reader that is too slow."""
         if self._reading is not None:
-            yield self._reading.records()
+            async with aclosing(await self._reading.records()) as read_along:
+                yield read_along
             return
         async with self._at_work().stream.subscribe() as receive:
             yield receive

@@ -8,10 +8,9 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import attrs
@@ -23,6 +22,12 @@ from selfheal.builtin.process import ProcessWorkload
 from selfheal.core.model import Cause, Instance, Run, Settled
 from selfheal.errors import ActionFailed
 from selfheal.plugins import HealthCheck, Workload
+from selfheal.testing.crashes import Crash, live
+
+if TYPE_CHECKING:
+    from tests.builtin.process_scripts import manage
+else:
+    from process_scripts import manage
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
@@ -38,71 +43,6 @@ except BlockingIOError:
 with open(sys.argv[1], "a") as file:
     file.write(f"{os.getpid()} {start}\\n")
 time.sleep(600)
-"""
-
-# A manager in a process of its own, killed at its n-th step. Every change on disk, every start and every signal is a
-# step, and so are the points between the four steps of a start.
-MANAGER = """
-import asyncio, os, signal, sys, time
-import attrs
-from pathlib import Path
-from selfheal.builtin import launch, proc, spawn
-from selfheal.builtin.process import ProcessWorkload
-
-folder, notes, verb, crash_at, mode = sys.argv[1:6]
-steps = 0
-
-def step(*_):
-    global steps
-    steps += 1
-    if steps == int(crash_at):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def around(function):
-    def wrapped(*args, **options):
-        step()
-        value = function(*args, **options)
-        step()
-        return value
-    return wrapped
-
-@attrs.define(kw_only=True)
-class Context:
-    service: str = "importer"
-    remaining: float = 60.0
-    key: str = "crashed"
-    expected: object = None
-    arguments: dict = attrs.field(factory=lambda: {"to": 1})
-
-launch.Launcher.write = around(launch.Launcher.write)
-proc.deliver = around(proc.deliver)
-launch.Launcher.try_lock = around(launch.Launcher.try_lock)
-
-def fork_and_dawdle(arguments, *, environment, cwd, stdin, output):
-    # The worst instant: killed between fork and exec, with a child that is not the program for a while yet.
-    ready = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.setsid()
-        os.dup2(stdin, 0); os.dup2(output, 1); os.dup2(output, 2)
-        os.closerange(3, 100)
-        os.kill(os.getppid(), signal.SIGKILL)
-        time.sleep(1.0)
-        os.execve(arguments[0], arguments, environment)
-    time.sleep(60)
-
-class Crashing(ProcessWorkload):
-    def _launcher(self, service):
-        extra = {"spawn": fork_and_dawdle} if mode == "dawdle" else {}
-        return attrs.evolve(super()._launcher(service), pause=step, **extra)
-
-workload = Crashing(command=sys.argv[6:], state_directory=folder, stop_timeout=5.0)
-
-async def main():
-    await getattr(workload, verb)(Context())
-
-asyncio.run(main())
-print(f"steps {steps}")
 """
 
 
@@ -159,15 +99,13 @@ class Scene:
     def living(self) -> list[proc.Identity]:
         return [identity for identity in self.started() if proc.is_alive(identity)]
 
-    async def manager(self, verb: str, crash_at: int, mode: str = "", command: list[str] | None = None) -> int | None:
+    def manager(
+        self, verb: str, crash_at: int, *, dawdle: bool = False, command: list[str] | None = None
+    ) -> int | None:
         """Run a manager; return its number of steps, or None when it was killed on the way."""
-        code = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(MANAGER)]
-        arguments = [str(self.root / "state"), str(self.notes), verb, str(crash_at), mode, *(command or self.command)]
-        done = await anyio.run_process([*code, *arguments], check=False, stderr=sys.stderr)
-        if done.returncode == -signal.SIGKILL:
-            return None
-        assert done.returncode == 0
-        return int(done.stdout.split()[-1])
+        crash = Crash("step", crash_at) if crash_at else None
+        life = live(manage, self.root / "state", verb, dawdle, *(command or self.command), crash=crash)
+        return None if life.killed else len(life.points)
 
     async def until(self, true: Callable[[], bool]) -> None:
         with anyio.fail_after(15):
@@ -186,7 +124,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 
 async def test_a_program_outlives_its_manager_and_is_adopted_watched_and_restarted_by_the_next(scene: Scene) -> None:
-    assert await scene.manager("start", 0)
+    assert scene.manager("start", 0)
     await scene.until(lambda: len(scene.living()) == 1)
     (first,) = scene.started()
     successor = scene.workload
@@ -220,7 +158,7 @@ async def test_no_crash_between_any_two_steps_starts_anything_twice(scene: Scene
     outcomes: set[Settled | None] = set()
     while finished is None:
         crash_at += 1
-        finished = await scene.manager(verb, crash_at)
+        finished = scene.manager(verb, crash_at)
         successor = scene.workload
         seen = await successor.inspect(Given())
         assert seen.run is not Run.UNKNOWN
@@ -246,7 +184,7 @@ async def test_no_crash_between_any_two_steps_starts_anything_twice(scene: Scene
 async def test_a_manager_killed_between_fork_and_exec_leaves_a_child_that_is_waited_for_and_adopted(
     scene: Scene,
 ) -> None:
-    assert await scene.manager("start", 0, "dawdle") is None
+    assert scene.manager("start", 0, dawdle=True) is None
     assert scene.started() == [], "it is not the program yet"
     await scene.workload.start(Given())
     await scene.until(lambda: len(scene.living()) == 1)
@@ -260,7 +198,7 @@ async def test_an_unrecorded_program_that_overwrote_its_environment_is_found_by_
 ) -> None:
     """As nginx and PostgreSQL do to show a title; here the variable is simply gone."""
     command = ["/usr/bin/env", "-i", *scene.command]
-    assert await scene.manager("start", 0, "dawdle", command) is None
+    assert scene.manager("start", 0, dawdle=True, command=command) is None
     workload = attrs.evolve(scene.workload, command=command)
     await scene.until(lambda: len(scene.living()) == 1)
     assert scene.launcher._marked() == []
@@ -328,7 +266,7 @@ async def test_a_person_s_stop_is_remembered_even_when_the_manager_dies_on_it(sc
         crash_at += 1
         await scene.workload.start(Given(key=f"start {crash_at}"))
         await scene.until(lambda: len(scene.living()) == 1)
-        finished = await scene.manager("stop", crash_at)
+        finished = scene.manager("stop", crash_at)
         instance = await scene.workload.inspect(Given())
         for identity in scene.living():
             # A signal that was sent takes a moment to end it.

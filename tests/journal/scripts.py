@@ -1,15 +1,12 @@
-"""The child process of `test_crash`: writes a told story and is killed at a point of it."""
+"""The script of `test_crash`: writes a told story, and is killed at a point of it."""
 
 from __future__ import annotations
-
-import os
-import signal
-import sys
 
 import attrs
 
 from selfheal.core.messages import CheckFinished
 from selfheal.journal import Batch, Keep, SqliteStore
+from selfheal.testing.crashes import CrashPoint
 from selfheal.testing.stores import batch, checked, story
 
 
@@ -31,27 +28,14 @@ def told() -> list[Batch]:
     return batches
 
 
-def main(path: str, point: str, occurrence: int) -> None:
-    """Write the story one batch at a time; say each number on standard output once it is stored."""
-    left = occurrence
-
-    def crash_point(here: str) -> None:
-        nonlocal left
-        if here == point:
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
+def tell(crash_point: CrashPoint, path: str) -> None:
+    """Write the story one batch at a time; print each number once it is stored."""
     store = SqliteStore.open(path, keep=Keep(inputs=3600.0 * 10, runs=3600.0 * 10), crash_point=crash_point)
     for one in told():
         store.append([one], durable=one.number % 3 == 0)
-        os.write(1, f"{one.number}\n".encode())
+        print(one.number)
         if one.number % 7 == 0:
             store.save_snapshot(one.number, b"state")
         if one.number % 11 == 0:
             store.tend()
     store.close()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,13 +1,12 @@
 """A kill at any point: what was acknowledged is there, the chain verifies, and the next start goes on.
 
-A child process writes batches and is killed (SIGKILL) at one named point, the n-th time it comes there. It says each
-acknowledgement through a pipe, so what it was told before it died is known exactly.
+A child process writes batches and is killed (SIGKILL) at one named point, the n-th time it comes there. It prints each
+acknowledgement, so what it was told before it died is known exactly.
 """
 
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -18,9 +17,10 @@ import pytest
 from selfheal.errors import JournalError
 from selfheal.journal import Files, Journal, Pace, SqliteStore, opening, sqlite
 from selfheal.journal.audit import verify
+from selfheal.testing.crashes import Crash, live
 from selfheal.testing.stores import same
 
-from .scripts import told
+from .scripts import tell, told
 
 POINTS = [
     "create:marked",
@@ -44,15 +44,8 @@ POINTS = [
 
 def killed_child(path: Path, point: str, occurrence: int) -> tuple[set[int], bool]:
     """Run the child until it is killed or has ended; return what it was told is stored, and whether it was killed."""
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.journal.scripts", str(path), point, str(occurrence)],
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        timeout=60,
-        check=False,
-    )
-    assert child.returncode in (0, -signal.SIGKILL)
-    return {int(line) for line in child.stdout.split()}, child.returncode != 0
+    life = live(tell, path, crash=Crash(point, occurrence))
+    return {int(line) for line in life.said}, life.killed
 
 
 def test_the_points_are_those_of_the_source() -> None:

@@ -15,7 +15,7 @@ import anyio.abc
 import pytest
 
 from selfheal import Service, Supervisor
-from selfheal.core.model import Backoff
+from selfheal.core.model import Backoff, Budget
 from selfheal.errors import JournalError
 from selfheal.journal import Journal, Pace, SqliteStore
 from selfheal.journal.store import Batch
@@ -31,6 +31,8 @@ QUICK: dict[str, Any] = {
     "min_failing_span": 0.0,
     "definite_span": 0.0,
     "probation": 0.0,
+    "flapping": (Budget(limit=1000, per=3600.0),),
+    "budgets": (Budget(limit=1000, per=3600.0),),
     "backoff": Backoff(initial=0.05, multiplier=1.0, cap=0.05, jitter=0.0),
 }
 """A policy that decides in tenths of seconds."""
@@ -151,6 +153,16 @@ async def until_state(supervisor: Supervisor, service: str, *states: str, within
     return answer
 
 
+async def until_reason(supervisor: Supervisor, service: str, reason: str, *, within: float = 5.0) -> dict[str, Any]:
+    """Wait until a service is held for some reason; return it as it is asked for."""
+    end = time.monotonic() + within
+    while (answer := await state_of(supervisor, service))["reason"] != reason:
+        if time.monotonic() > end:
+            raise AssertionError(f"{service} is {answer['state']} ({answer['reason']}), not {reason}: {answer}")
+        await anyio.sleep(0.01)
+    return answer
+
+
 def ours() -> tuple[set[str], int]:
     """Return the names of the threads that are selfheal's, and how many descriptors are open."""
     threads = {thread.name for thread in threading.enumerate() if thread.name.startswith("selfheal")}
@@ -193,7 +205,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch, pace: Pace = PROMPT) -> Iterator[typ
     class Store(FaultyStore):
         appended: list[int] = []  # noqa: RUF012  # one for each test
 
-    def open_(cls: type[Journal], path: Path | str, *, changed: Any = None, **more: Any) -> Journal:
+    def open_(cls: type[Journal], path: Path | str, /, *, changed: Any = None, **more: Any) -> Journal:
         return Journal(Store.open(path), changed=changed, pace=pace)
 
     with monkeypatch.context() as patch:

@@ -12,15 +12,18 @@ import anyio
 import pytest
 
 from selfheal import ActionContext, CheckResult, Service, Supervisor, Verdict
+from selfheal.builtin.wire_checks import TcpCheck
 from selfheal.core.engine import Engine
 from selfheal.core.messages import CheckFinished
 from selfheal.errors import NotRunning, RequestRefused
+from selfheal.journal import Pace
 from selfheal.testing.doubles import RecordingNotifier, ScriptedCheck, ScriptedWorkload
-from selfheal.testing.servers import answer, pong
+from selfheal.testing.servers import pong
 
 if TYPE_CHECKING:
     from tests.shell.supervised import (
         MEND,
+        QUICK,
         RESTART,
         Asgi,
         Switch,
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 else:
     from supervised import (
         MEND,
+        QUICK,
         RESTART,
         Asgi,
         Switch,
@@ -48,8 +52,6 @@ else:
         until,
         until_state,
     )
-
-from selfheal.builtin.wire_checks import TcpCheck
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
@@ -65,10 +67,11 @@ async def test_leaving_ends_every_thread_and_closes_every_descriptor(tmp_path: P
             quick("wired", check=TcpCheck(address=address)),
         ]
 
+    earlier = ours()[0]
     with pong() as address:
         async with Supervisor(services(), journal=None):  # what is made once in a process is made here
             pass
-        await until(lambda: not ours()[0], what="the end of the threads")
+        await until(lambda: ours()[0] <= earlier, what="the end of the threads")
         before = ours()
         supervisor = Supervisor(services(), journal=tmp_path / "selfheal.db")
         async with supervisor:
@@ -229,9 +232,9 @@ async def test_s8_a_check_may_register_another_service() -> None:
             await supervisor.register(quick("young", check=Switch()))
         return True
 
-    await_all = [quick(f"s{n}", check=Switch()) for n in range(5)]
-    for service in [*await_all, quick("old", check=registers)]:
-        supervisor._declare(service)
+    for n in range(5):
+        supervisor.service(f"s{n}", **QUICK)(Switch())
+    supervisor.service("old", **QUICK)(registers)
     async with supervisor:
         await until(lambda: bool(registered), what="the registering check")
         await until_state(supervisor, "old", "healthy")
@@ -257,12 +260,13 @@ async def test_a_refused_fleet_leaves_everything_as_it_was() -> None:
         for name in "abc":
             await until_state(supervisor, name, "healthy")
         other = Switch()
-        with pytest.raises(RequestRefused, match="a.*b"):
+        begun = len(heard.of("fleet_set"))
+        with pytest.raises(RequestRefused, match=r"a.*b"):
             await supervisor.register(quick("b", check=other, depends_on=["a"]), replace=True)
         calls = check.calls
         await until(lambda: check.calls > calls + 1, what="further checks of a")
         assert other.calls == 0
-        assert heard.of("fleet_set") == []
+        assert len(heard.of("fleet_set")) == begun
         graph = await supervisor.ask("graph")
         assert [edge["service"] for edge in graph["edges"]] == ["a"]
         await supervisor.remove("c")  # a third is allowed
@@ -279,7 +283,7 @@ async def test_dropping_too_much_needs_a_word_more() -> None:
             await supervisor.remove("only")
         assert (await state_of(supervisor, "only"))["state"] == "healthy"
         await supervisor.remove("only", confirmed=True)
-        with pytest.raises(RequestRefused, match="unknown|no service"):
+        with pytest.raises(RequestRefused, match=r"unknown|no service"):
             await supervisor.ask("service", service="only")
 
 
@@ -305,23 +309,15 @@ async def test_a_check_under_way_does_not_lose_its_service_when_it_is_replaced()
 
 
 async def test_what_stays_the_same_keeps_its_connection_through_a_registration() -> None:
-    connections: list[str] = []
-
-    class Counting(Switch):
-        pass
-
-    with answer(b"+PONG\r\n") as address:
-        from selfheal.builtin.wire_checks import TcpCheck as Check
-
-        check = Check(address=address)
-        supervisor = Supervisor([quick("wired", check=check), quick("b", check=Counting())], journal=None)
+    with pong() as address:
+        wired = quick("wired", check=TcpCheck(address=address))
+        supervisor = Supervisor([wired, quick("b", check=Switch())], journal=None)
         async with supervisor:
             await until_state(supervisor, "wired", "healthy")
             lane = _lane(supervisor, "wired")
             await supervisor.register(quick("c", check=Switch()))
             await until_state(supervisor, "c", "healthy")
             assert _lane(supervisor, "wired") is lane
-    assert connections == []
 
 
 def _lane(supervisor: Supervisor, name: str) -> object:
@@ -347,8 +343,9 @@ async def test_one_act_under_one_id_has_one_effect_and_the_same_answer(tmp_path:
 async def test_an_act_that_waits_for_a_store_is_not_left_waiting_at_the_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome: list[BaseException] = []
-    with faulty(monkeypatch) as store:
+    outcome: list[NotRunning] = []
+    patient = Pace(deadline=30.0)  # nobody has noticed yet that the store hangs
+    with faulty(monkeypatch, patient) as store:
         supervisor = Supervisor([quick("api", check=Switch())], journal=tmp_path / "selfheal.db")
 
         async def act() -> None:
@@ -360,13 +357,13 @@ async def test_an_act_that_waits_for_a_store_is_not_left_waiting_at_the_stop(
         async with anyio.create_task_group() as tasks:
             async with supervisor:
                 await until_state(supervisor, "api", "healthy")
-                store.slow = 20.0
                 store.hung = threading.Event()
                 tasks.start_soon(act)
-                await anyio.sleep(0.05)
-                store.slow = 0.0
+                await anyio.sleep(0.1)
+                assert not outcome
+            with anyio.fail_after(1.0):
+                await until(lambda: bool(outcome), what="the end of waiting")
             store.hung.set()
-    assert len(outcome) <= 1  # it was told, or it was answered as volatile
 
 
 async def test_an_act_nobody_knows_is_refused_with_its_name() -> None:
@@ -426,4 +423,4 @@ async def test_a_service_whose_check_returns_nonsense_is_not_taken_for_healthy()
         for name in ("word", "none"):
             asked = await state_of(supervisor, name)
             assert asked["state"] == "unknown"
-            assert asked["last_verdict"] == "inconclusive"
+            assert asked["evidence"]["inconclusive"] >= 1

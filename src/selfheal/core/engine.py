@@ -25,11 +25,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import inf
-from typing import Any, Final, assert_never
+from typing import Any, Final, TypeAlias, assert_never
 
 import attrs
 
-from selfheal.core import acts, alerts, detector, guards, machine
+from selfheal.core import acts, alerts, detector, guards, incidents, machine
 from selfheal.core.desk import Desk, Watch
 from selfheal.core.ledger import FRESH, WELL, Ledger, Snapshot, alert_key
 from selfheal.core.lookout import Lookout
@@ -63,6 +63,19 @@ from selfheal.core.records import (
 from selfheal.core.repair import Repair
 from selfheal.core.roster import Roster
 
+Uncommon: TypeAlias = (
+    Started
+    | TimePassed
+    | WokeLate
+    | ActionFinished
+    | WatchReported
+    | Requested
+    | FleetProposed
+    | WindowChanged
+    | JournalChanged
+)
+"""Every event but the end of a check, which comes a thousand times as often."""
+
 JUST_BEFORE: Final = 1e-9
 """Seconds: how far a difference of two instants may be off by rounding."""
 
@@ -92,7 +105,7 @@ class Engine:
         It always ends, and costs no more in a large fleet than in a small one.
         """
         at = max(self.desk.now, event.at)
-        if event.__class__ is CheckFinished:
+        if isinstance(event, CheckFinished):
             if self.desk.agenda.deadline <= at:
                 self._fire(at)
             self.desk.now = at
@@ -142,7 +155,7 @@ class Engine:
         """Return when the service's next check is due; infinity while one is in flight or an action runs."""
         return self.desk.agenda.due(("check", service))
 
-    def _take(self, event: Event, at: float) -> None:
+    def _take(self, event: Uncommon, at: float) -> None:
         if isinstance(event, Started):
             # The dead run lived until `resumes`; what it had due after that, it never did.
             self._fire(min(event.resumes, at))
@@ -172,8 +185,6 @@ class Engine:
                 self.lookout.journal_changed(event)
             case Started():
                 self.roster.started(event)
-            case CheckFinished():
-                self._checked(event)
             case _:
                 assert_never(event)
 
@@ -185,7 +196,10 @@ class Engine:
             self.desk.tell()
 
     def _fire(self, until: float) -> None:
-        """Let what is due by `until` happen, each at its own time and in its order (law 2)."""
+        """Let what is due by `until` happen, each at its own time and in its order (law 2).
+
+        Whoever is woken at one time passes one ready set, so that a turn goes to the most important of them.
+        """
         agenda = self.desk.agenda
         while agenda.deadline <= until:
             due, (what, name) = agenda.pop()
@@ -201,9 +215,10 @@ class Engine:
                 self.roster.lift(name, "", "it has run out")
             elif what == "settle":
                 self.repair.orphan(name)
-            elif what == "doubt":
+            else:  # doubt
                 self.desk.hold("doubt", False, "on time again")
-            self._settle()
+            if agenda.deadline > due:
+                self._settle()
 
     def _check_due(self, name: str) -> None:
         condition = self.desk.ledger.conditions.get(name)
@@ -224,7 +239,8 @@ class Engine:
         purpose, watch.flight = watch.flight, None
         wanted, watch.wanted = watch.wanted, None
         result = event.result
-        if result.verdict is not Verdict.INCONCLUSIVE and self.lookout.disbelieves(event, condition, policy):
+        ran = result.verdict is not Verdict.INCONCLUSIVE
+        if ran and self.lookout.disbelieves(event, condition, policy):
             result = attrs.evolve(result, verdict=Verdict.INCONCLUSIVE)
         if e.failing_since < self.lookout.canaries.well_since:
             e.failures, e.failing_since, e.history = 0, inf, 0
@@ -234,22 +250,20 @@ class Engine:
         if (
             verdict is Verdict.PASSING
             and condition.state is State.HEALTHY
-            and not (e.score or e.slow or wanted)
+            and not (e.score or e.slow or wanted or name in self.lookout.storm)
             and not (self.desk.ledger.alerts and alert_key(name, "unobserved") in self.desk.ledger.alerts)
         ):
-            if e.failures == 0 and name in self.lookout.storm:
-                self.lookout.unsuspect(name)
             if watch.wake in self.desk.waiting:
                 self.desk.wake(watch.wake)
             self.desk.schedule(watch, None)
             return
-        self._conclude(watch, condition, verdict, purpose)
+        self._conclude(watch, condition, verdict, purpose, ran=ran)
         self._after_check(watch, wanted)
 
-    def _conclude(self, watch: Watch, condition: Condition, verdict: Verdict, purpose: Purpose) -> None:
+    def _conclude(self, watch: Watch, condition: Condition, verdict: Verdict, purpose: Purpose, *, ran: bool) -> None:
         name = watch.name
         if verdict is Verdict.INCONCLUSIVE:
-            self._inconclusive(watch, condition, purpose)
+            self._inconclusive(watch, condition, purpose, ran=ran)
             return
         self._observed(name)
         if verdict is Verdict.FAILING:
@@ -280,19 +294,22 @@ class Engine:
         if self.desk.agenda.due(watch.key) == inf:
             self.desk.schedule(watch, quick)
 
-    def _inconclusive(self, watch: Watch, condition: Condition, purpose: Purpose) -> None:
-        """It counts neither way; people hear of it when it lasts, because what is not observed is not healed."""
+    def _inconclusive(self, watch: Watch, condition: Condition, purpose: Purpose, *, ran: bool) -> None:
+        """It counts neither way; people hear of it when it lasts, because what is not observed is not healed.
+
+        What `ran` and is not believed is told by the hold that disbelieves it, once, and not for each service.
+        """
         name, e = watch.name, watch.evidence
         if purpose is Purpose.BEFORE_STEP:
             self.desk.wake(guards.SLOT)
-        if not e.inconclusive:
-            self._observed(name)  # it ran, and was excused
+        if ran:
+            self._observed(name)
         if e.last_verdict is Verdict.FAILING and e.starting_since < inf and condition.state in WELL:
             self.desk.move(
                 name, machine.moved(condition, self.desk.now, state=State.UNHEALTHY, detail=e.summary), "it is starting"
             )
         key = alert_key(name, "unobserved")
-        if e.inconclusive >= alerts.UNOBSERVED_AFTER and key not in self.desk.ledger.alerts:
+        if not ran and e.inconclusive >= alerts.UNOBSERVED_AFTER and key not in self.desk.ledger.alerts:
             text = f"checks cannot run: {e.summary}" if e.summary else "checks cannot run"
             severity = alerts.SERVICE_RULES["unobserved"]
             self.desk.say(
@@ -341,6 +358,8 @@ class Engine:
                 self.repair.well(watch, condition)
             return
         reason = detector.degraded(policy, condition, e, self.desk.now)
+        if reason == "unsteady" and condition.reason != reason and incidents.explained(self.desk.ledger, policy):
+            reason = ""
         state = State.DEGRADED if reason else State.HEALTHY
         if condition.state is state and condition.reason == reason:
             return

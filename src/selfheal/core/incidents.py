@@ -1,8 +1,8 @@
 """Incidents: one number for one outage, whatever it drags down with it.
 
 A failing child of a parent that is down is folded into the parent's incident. When the child was seen first, its own
-incident is merged into the parent's as soon as that opens. A relapse within probation opens the same incident again.
-An incident closes when its last member is well, disabled or gone.
+incident is merged into the parent's as soon as that opens. Where any of several parents will do, one of them that is
+down explains nothing while another is well. A relapse within probation opens the same incident again. An incident closes when its last member is well, disabled or gone.
 
 The functions yield records one by one; the caller applies each before asking for the next, so that a generator sees
 its own effects.
@@ -11,12 +11,15 @@ its own effects.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import attrs
 
-from selfheal.core.ledger import Ledger, hard
-from selfheal.core.model import Condition, Incident, Policy, State
+from selfheal.core.ledger import FRESH, WELL, Ledger, hard
+from selfheal.core.model import Condition, Dependency, Incident, Policy, State, WhenDisabled
 from selfheal.core.records import IncidentClosed, IncidentMerged, IncidentOpened, Moved, Record
+
+_DOWN: Final = frozenset({State.FAILED, State.RECOVERING})
 
 
 def belongs_to(ledger: Ledger, policy: Policy, condition: Condition, now: float) -> tuple[int, bool, bool]:
@@ -25,13 +28,39 @@ def belongs_to(ledger: Ledger, policy: Policy, condition: Condition, now: float)
     relapse = last is not None and now <= condition.probation_until
     for dependency in hard(policy):
         for parent in dependency.services:
-            above = ledger.conditions.get(parent)
-            if above is not None and above.incident is not None and above.state in (State.FAILED, State.RECOVERING):
+            above = ledger.conditions.get(parent, FRESH)
+            if above.incident is not None and above.state in _DOWN and _irreplaceable(ledger, dependency, parent):
                 return above.incident, False, above.incident == last
     if relapse:
         assert last is not None
         return last, last not in ledger.incidents, True
     return ledger.last_incident + 1, True, False
+
+
+def _irreplaceable(ledger: Ledger, dependency: Dependency, parent: str) -> bool:
+    """Whether no other member of the dependency will do in the place of `parent`."""
+    for other in dependency.services:
+        state = ledger.conditions.get(other, FRESH).state
+        passed_over = state is State.DISABLED and dependency.when_disabled is WhenDisabled.PROCEED
+        if other != parent and (state in WELL or passed_over):
+            return False
+    return True
+
+
+def explained(ledger: Ledger, policy: Policy) -> bool:
+    """Whether something it needs, however far above, is down: what it fails then says nothing of itself."""
+    seen, todo = {policy.name: None}, [policy]
+    while todo:
+        for dependency in hard(todo.pop()):
+            for parent in dependency.services:
+                above = ledger.policies.get(parent)
+                if above is None or parent in seen or not _irreplaceable(ledger, dependency, parent):
+                    continue
+                if ledger.conditions[parent].state in _DOWN:
+                    return True
+                seen[parent] = None
+                todo.append(above)
+    return False
 
 
 def opened(ledger: Ledger, name: str, number: int, now: float, correlation: str, *, relapse: bool) -> Record:
@@ -56,8 +85,10 @@ def _below(ledger: Ledger, parent: str, into: int) -> list[int]:
     seen = {parent: None}
     todo = [parent]
     while todo:
-        for child in ledger.children.get(todo.pop(), ()):
-            if child in seen:
+        above = todo.pop()
+        for child in ledger.children.get(above, ()):
+            needed = [d for d in hard(ledger.policies[child]) if above in d.services]
+            if child in seen or not any(_irreplaceable(ledger, dependency, above) for dependency in needed):
                 continue
             seen[child] = None
             todo.append(child)

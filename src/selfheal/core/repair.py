@@ -125,6 +125,7 @@ class Repair:
 
     def release_dependents(self, name: str) -> None:
         """A parent has come back: its dependents are checked at once, and get their grace before anything is done."""
+        self._pardon(name)
         children = [w for c in self.desk.ledger.children.get(name, ()) if (w := self.desk.watches.get(c)) is not None]
         children.sort(key=lambda w: w.rank)
         for place, watch in enumerate(children):
@@ -147,6 +148,19 @@ class Repair:
                 )
             else:
                 watch.wanted = watch.wanted or Purpose.PARENT
+
+    def _pardon(self, name: str) -> None:
+        """What failed with it, however far below, failed for it: that makes nobody unsteady who was not so before."""
+        seen, todo = {name: None}, [name]
+        while todo:
+            for child in self.desk.ledger.children.get(todo.pop(), ()):
+                if child in seen:
+                    continue
+                seen[child] = None
+                todo.append(child)
+                watch, state = self.desk.watches.get(child), self.desk.ledger.conditions[child].state
+                if watch is not None and state in (State.HEALTHY, State.UNHEALTHY):
+                    watch.evidence.score, watch.evidence.suspect_since = 0, inf
 
     def sight(self, policy: Policy) -> Sight:
         name = policy.name

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -136,10 +136,12 @@ class Reading:
         except SelfhealError as problem:
             log.warning("a heartbeat of %s did not reach the process that heals: %s", service, problem)
 
-    async def records(self) -> AsyncIterator[Told]:
-        """Yield every record that is stored from now on, soon after it is, until we hold the journal ourselves."""
+    async def records(self) -> AsyncGenerator[Told]:
+        """Return every record that is stored from now on, soon after it is, until we hold the journal ourselves."""
         reader = (await self._opened()).reader
-        after = (await anyio.to_thread.run_sync(reader.last)).seq
+        return self._from(reader, (await anyio.to_thread.run_sync(reader.last)).seq)
+
+    async def _from(self, reader: SqliteReader, after: int) -> AsyncGenerator[Told]:
         while not self.over:
             page = await anyio.to_thread.run_sync(partial(reader.records, after=after, limit=1000))
             for stored in page:

@@ -156,9 +156,8 @@ class _Passing(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            waiting = [
-                f"{task.get_name()} at {_place(task.get_stack(limit=1))}" for task in asyncio.all_tasks(self.loop)
-            ]
+            tasks = asyncio.all_tasks(self.loop)
+            waiting = [f"{task.get_name()} in {_innermost(task.get_coro())}" for task in tasks]
             raise _stuck(self.now, waiting)
         self.now += max(0.0, timeout)
         return []
@@ -183,8 +182,11 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         return super().call_at(when, callback, *args, context=context)
 
 
-def _place(frames: list[Any]) -> str:
-    return f"{frames[-1].f_code.co_qualname}, line {frames[-1].f_lineno}" if frames else "no frame"
+def _innermost(coroutine: object) -> str:
+    """Return the name of the coroutine that a coroutine really waits in."""
+    while (awaited := getattr(coroutine, "cr_await", None)) is not None and hasattr(awaited, "cr_frame"):
+        coroutine = awaited
+    return getattr(coroutine, "__qualname__", "what is no coroutine")
 
 
 # -- trio -------------------------------------------------------------------------------------------------------------
@@ -228,7 +230,9 @@ def _alarm() -> Any:
             self.idle += 1
             root = trio.lowlevel.current_root_task()
             if self.idle == 2 and self.scope is not None and root is not None:
-                self.waiting = [task.name for task in _below(root) if task.child_nurseries == []]
+                # What trio itself keeps waiting has a name in angle brackets.
+                tasks = [task for task in _below(root) if not (task.child_nurseries or task.name.startswith("<"))]
+                self.waiting = [f"{task.name} in {_innermost(task.coro)}" for task in tasks]
                 self.scope.cancel()
 
     return Alarm()

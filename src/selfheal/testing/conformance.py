@@ -16,9 +16,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import traceback
 import tracemalloc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from math import isfinite
 from typing import Any, ClassVar, Final
 
@@ -39,15 +38,10 @@ from selfheal.errors import ActionFailed, NotificationFailed
 from selfheal.plugins import Action, HealthCheck, Notifier, Watching, Workload
 from selfheal.shell.contexts import Act
 from selfheal.shell.plugin_thread import ACTION_GRACE, Ending, Kind, Outcome
-from selfheal.shell.results import DETAILS_LIMIT, SUMMARY_LIMIT, secret_forms
-from selfheal.testing.stage import FAULTS, SERVICE, Stage, children, on_every_host, verdict_of
+from selfheal.shell.results import DETAILS_LIMIT, SUMMARY_LIMIT
+from selfheal.testing.duties import Duties, RemoteDuties, fail
+from selfheal.testing.stage import SERVICE, Stage, children, on_every_host, verdict_of
 from selfheal.wire import WireCheck
-
-SLACK: Final = 0.1
-"""Seconds by which a deadline may be missed."""
-
-LONGEST_STEP: Final = 0.05
-"""Seconds that a plugin may stand on its loop."""
 
 MEMORY_LIMIT: Final = 16 * 2**20
 """Bytes a check may hold while a peer never stops talking."""
@@ -55,149 +49,8 @@ MEMORY_LIMIT: Final = 16 * 2**20
 TEXT_LIMIT: Final = 2000
 """Characters an author's own text may have; the runner keeps the first `results.SUMMARY_LIMIT`."""
 
-TRIES: Final = 3
-"""A duty about time is broken when so many tries in a row broke it: the machine may have been busy once."""
 
-
-def _fail(duty: str) -> None:
-    raise AssertionError(duty)
-
-
-class _Conformance:
-    """What the four kinds of plugin have in common."""
-
-    timeout: ClassVar[float] = 1.0
-    """Seconds a call may take when all is well."""
-
-    runs: ClassVar[int] = 50
-    """How often it is run to see what it leaves behind."""
-
-    secret: ClassVar[str] = ""
-    """A secret that `make` uses, if it is not a field of type `Secret`."""
-
-    def make(self) -> Any:
-        """Return the plugin, with everything well around it."""
-        raise NotImplementedError("make: return your plugin, configured for a server that is well")
-
-    def _call(self, stage: Stage, plugin: Any, timeout: float) -> tuple[Callable[[], Awaitable[object]], Kind]:
-        raise NotImplementedError
-
-    async def _run(self, stage: Stage, plugin: Any, timeout: float) -> Outcome:
-        make, kind = self._call(stage, plugin, timeout)
-        return await stage.loops.run(SERVICE, make, timeout=timeout, kind=kind)
-
-    def _situations(self, only: str | None = None) -> Iterator[tuple[str, Any, float]]:
-        """Yield a name, a plugin and its deadline for every situation the author can make, or for one of them."""
-        if only in (None, "well"):
-            yield "well", self.make(), self.timeout
-
-    def test_is_frozen_and_has_a_kind(self) -> None:
-        plugin = self.make()
-        if not attrs.has(type(plugin)):
-            _fail(f"{type(plugin).__name__} is no attrs class: its fields are the configuration schema")
-        for field in attrs.fields(type(plugin))[:1]:
-            try:
-                setattr(plugin, field.name, getattr(plugin, field.name))
-            except attrs.exceptions.FrozenInstanceError:
-                continue
-            _fail(f"{type(plugin).__name__} can be changed: use @attrs.frozen")
-        kind = getattr(type(plugin), "kind", None)
-        if not isinstance(kind, str) or not kind:
-            _fail(f'{type(plugin).__name__} has no `kind: ClassVar[str] = "..."`')
-
-    def test_does_not_block_the_loop(self) -> None:
-        async def body(stage: Stage) -> None:
-            plugin = self.make()
-            await self._run(stage, plugin, self.timeout + 5.0)  # drivers are imported at the first call
-            gaps: list[float] = []
-            while len(gaps) < TRIES and (not gaps or min(gaps) > LONGEST_STEP):
-                make, kind = self._call(stage, plugin, self.timeout)
-                gaps.append(await stage.longest_gap(make, self.timeout, kind))
-            if min(gaps) > LONGEST_STEP:
-                _fail(f"stood on its loop for {min(gaps) * 1e3:.0f} ms at a time; {LONGEST_STEP * 1e3:.0f} are allowed")
-
-        on_every_host(body)
-
-    def test_keeps_its_secrets(self) -> None:
-        async def body(stage: Stage) -> None:
-            for name, plugin, timeout in self._situations():
-                outcome = await self._run(stage, plugin, timeout)
-                shown = [repr(plugin), str(plugin), repr(outcome.value), str(outcome.value)]
-                if outcome.error is not None:
-                    shown += ["".join(traceback.format_exception(outcome.error)), repr(outcome.error.args)]
-                for form in secret_forms(plugin, self.secret):
-                    if any(form in text for text in shown):
-                        _fail(f"shows a secret in the situation {name!r}")
-
-        on_every_host(body)
-
-    def test_leaves_nothing_behind(self) -> None:
-        async def body(stage: Stage) -> None:
-            for name in [name for name, _, _ in self._situations()]:
-                for _, plugin, timeout in self._situations(name):
-                    for _ in range(3):  # drivers are imported, and pools filled, at the first calls
-                        await self._run(stage, plugin, timeout)
-                before = await stage.open_now()  # the peer is in this process too: it is counted without
-                for _, plugin, timeout in self._situations(name):
-                    for _ in range(self.runs):
-                        await self._run(stage, plugin, min(timeout, 0.02) if name in FAULTS else timeout)
-                if more := (await stage.settled(before)).more_than(before):
-                    _fail(f"{self.runs} runs in the situation {name!r} left behind: {more}")
-
-        on_every_host(body)
-
-
-class _Remote(_Conformance):
-    """A plugin that speaks to something with an address."""
-
-    faults: ClassVar[tuple[str, ...]] = tuple(FAULTS)
-    """The faults of a peer that apply; see `stage.FAULTS`."""
-
-    def make_broken(self, fault: str, address: str) -> Any:
-        """Return the plugin, speaking to a peer with this fault at `address` (`host:port`); None: does not apply."""
-        raise NotImplementedError("make_broken: return your plugin, configured for the server at `address`")
-
-    def _situations(self, only: str | None = None) -> Iterator[tuple[str, Any, float]]:
-        yield from super()._situations(only)
-        yield from self._broken(self.faults if only is None else (only,))
-
-    def _broken(self, faults: tuple[str, ...]) -> Iterator[tuple[str, Any, float]]:
-        for fault in faults:
-            if fault in self.faults:
-                with FAULTS[fault]() as address:
-                    plugin = self.make_broken(fault, address)
-                    if plugin is not None:
-                        yield fault, plugin, min(self.timeout, 0.3)
-
-    def test_honours_its_deadline(self) -> None:
-        async def body(stage: Stage) -> None:
-            for fault, plugin, _ in self._broken(("silent", "drip", "endless")):
-                late: list[float] = []
-                while len(late) < TRIES and (not late or min(late) > SLACK):
-                    outcome = await self._run(stage, plugin, 0.3)
-                    late.append(outcome.ended - outcome.started - 0.3)
-                    if named := stage.named("blocked", "ignored_cancellation"):
-                        _fail(f"does not end when its deadline has passed ({fault!r}): {named[0]}")
-                if min(late) > SLACK:
-                    _fail(f"ended {min(late) * 1e3:.0f} ms after its deadline ({fault!r})")
-
-        on_every_host(body)
-
-    def test_can_be_cancelled(self) -> None:
-        async def body(stage: Stage) -> None:
-            for fault, plugin, _ in self._broken(("silent",)):
-                for after in (0.0, 0.001, 0.01, 0.05):
-                    make, kind = self._call(stage, plugin, 5.0)
-                    _, took = await stage.cancelled_after(after, make, kind)
-                    if named := stage.named("blocked", "ignored_cancellation"):
-                        _fail(f"does not end when it is cancelled ({fault!r}): {named[0]}")
-                    if took > SLACK and kind != "action":
-                        _fail(f"took {took * 1e3:.0f} ms to end when it was cancelled ({fault!r})")
-
-        on_every_host(body)
-
-
-class CheckConformance(_Remote):
+class CheckConformance(RemoteDuties):
     """The duties of a health check, by `check` or by `talk`."""
 
     def make(self) -> HealthCheck | WireCheck:
@@ -215,7 +68,7 @@ class CheckConformance(_Remote):
         async def body(stage: Stage) -> None:
             result = verdict_of(await self._run(stage, self.make(), self.timeout))
             if result.verdict is not Verdict.PASSING:
-                _fail(f"all is well, and it says {result}")
+                fail(f"all is well, and it says {result}")
 
         on_every_host(body)
 
@@ -224,7 +77,7 @@ class CheckConformance(_Remote):
             for fault, plugin, timeout in self._broken(self.faults):
                 result = verdict_of(await self._run(stage, plugin, timeout))
                 if result.verdict in (Verdict.PASSING, Verdict.WARNING):
-                    _fail(f"says {result.verdict} though its peer is broken ({fault!r})")
+                    fail(f"says {result.verdict} though its peer is broken ({fault!r})")
 
         on_every_host(body)
 
@@ -233,7 +86,7 @@ class CheckConformance(_Remote):
             for fault, plugin, timeout in self._broken(self.faults):
                 value = (await self._run(stage, plugin, timeout)).value
                 if isinstance(value, CheckResult) and value.verdict is Verdict.FAILING and value.cause is None:
-                    _fail(f"is failing without a cause ({fault!r}): which step would help?")
+                    fail(f"is failing without a cause ({fault!r}): which step would help?")
 
         on_every_host(body)
 
@@ -247,9 +100,9 @@ class CheckConformance(_Remote):
                 finally:
                     tracemalloc.stop()
                 if held > MEMORY_LIMIT:
-                    _fail(f"held {held // 2**20} MiB in the situation {name!r}: read at most so many bytes")
+                    fail(f"held {held // 2**20} MiB in the situation {name!r}: read at most so many bytes")
                 if size := _too_long(outcome):
-                    _fail(f"says too much in the situation {name!r}: {size}")
+                    fail(f"says too much in the situation {name!r}: {size}")
 
         on_every_host(body)
 
@@ -265,7 +118,7 @@ class CheckConformance(_Remote):
             results = outcome.value if isinstance(outcome.value, list) else [outcome.error or outcome.ending]
             for result in results:
                 if not isinstance(result, CheckResult) or result.verdict is not Verdict.PASSING:
-                    _fail(f"passes alone, but of two at once one says {result!r}")
+                    fail(f"passes alone, but of two at once one says {result!r}")
 
         on_every_host(body)
 
@@ -286,9 +139,9 @@ class CheckConformance(_Remote):
                 value = (await self._run(stage, plugin, self.timeout)).value
                 seen.append(value.instance if isinstance(value, CheckResult) else None)
             if any(instance is not None and not (isinstance(instance, str) and instance) for instance in seen):
-                _fail(f"names an instance that is no text: {seen[0]!r}")
+                fail(f"names an instance that is no text: {seen[0]!r}")
             if seen[0] != seen[1]:
-                _fail(f"names another instance each time, though none was restarted: {seen[0]!r}, {seen[1]!r}")
+                fail(f"names another instance each time, though none was restarted: {seen[0]!r}, {seen[1]!r}")
 
         on_every_host(body)
 
@@ -311,10 +164,10 @@ def _as_json(name: str, value: CheckResult | Instance) -> None:
     try:
         json.dumps(attrs.asdict(value), allow_nan=False)
     except (TypeError, ValueError) as problem:
-        _fail(f"cannot be written as JSON in the situation {name!r}: {problem}")
+        fail(f"cannot be written as JSON in the situation {name!r}: {problem}")
 
 
-class WorkloadConformance(_Remote):
+class WorkloadConformance(RemoteDuties):
     """The duties of a workload. `make` returns one that runs and may be restarted."""
 
     restart_timeout: ClassVar[float] = 30.0
@@ -341,7 +194,7 @@ class WorkloadConformance(_Remote):
 
         outcome = await stage.loops.run(SERVICE, make, timeout=self.restart_timeout, kind="action")
         if outcome.ending is not Ending.VALUE:
-            _fail(f"could not be restarted: {outcome.error or outcome.ending}")
+            fail(f"could not be restarted: {outcome.error or outcome.ending}")
 
     async def _inspect(self, stage: Stage, plugin: Workload) -> Instance:
         outcome = await self._run(stage, plugin, self.timeout)
@@ -357,14 +210,14 @@ class WorkloadConformance(_Remote):
             for instance in seen:
                 identity: object = instance.id
                 if not isinstance(identity, str) or not identity:
-                    _fail(f"the id of an instance is a text, not {identity!r}")
+                    fail(f"the id of an instance is a text, not {identity!r}")
                 if instance.run not in (Run.RUNNING, Run.STARTING):
-                    _fail(f"it runs, and inspect says {instance.run!r}")
+                    fail(f"it runs, and inspect says {instance.run!r}")
                 if instance.since is not None and not (isfinite(instance.since) and 0 < instance.since < 1e11):
-                    _fail(f"since is UNIX time in seconds, not {instance.since!r}")
+                    fail(f"since is UNIX time in seconds, not {instance.since!r}")
                 _as_json("well", instance)
             if len({instance.id for instance in seen}) != 1:
-                _fail(f"one incarnation, several ids: {sorted({instance.id for instance in seen})}")
+                fail(f"one incarnation, several ids: {sorted({instance.id for instance in seen})}")
 
         on_every_host(body)
 
@@ -374,7 +227,7 @@ class WorkloadConformance(_Remote):
             before = await self._inspect(stage, plugin)
             await self._restart(stage, plugin, before)
             if (after := await self._inspect(stage, plugin)).id == before.id:
-                _fail(f"after a restart the id is still {after.id!r}: an action could hit the wrong incarnation")
+                fail(f"after a restart the id is still {after.id!r}: an action could hit the wrong incarnation")
 
         on_every_host(body)
 
@@ -385,7 +238,7 @@ class WorkloadConformance(_Remote):
                 return
             value = (await self._run(stage, plugin, self.timeout)).value
             if isinstance(value, Instance) and value.run in (Run.RUNNING, Run.STARTING, Run.STOPPED):
-                _fail(f"it does not exist, and inspect says {value.run}")
+                fail(f"it does not exist, and inspect says {value.run}")
 
         on_every_host(body)
 
@@ -394,7 +247,7 @@ class WorkloadConformance(_Remote):
             for fault, plugin, timeout in self._broken(self.faults):
                 value = (await self._run(stage, plugin, timeout)).value
                 if isinstance(value, Instance) and value.run is not Run.UNKNOWN:
-                    _fail(f"says {value.run} though its manager is broken ({fault!r}); raise, or say unknown")
+                    fail(f"says {value.run} though its manager is broken ({fault!r}); raise, or say unknown")
 
         on_every_host(body)
 
@@ -420,12 +273,12 @@ class WorkloadConformance(_Remote):
             while not ended and time.monotonic() < end:
                 await stage.loops.run(SERVICE, lambda: asyncio.sleep(0.01), timeout=1.0)
             if not ended or ended[0].ending is not Ending.VALUE:
-                _fail(f"it was restarted, and watch said {heard}")
+                fail(f"it was restarted, and watch said {heard}")
 
         on_every_host(body)
 
 
-class ActionConformance(_Conformance):
+class ActionConformance(Duties):
     """The duties of an action."""
 
     check: ClassVar[HealthCheck | None] = None
@@ -462,24 +315,24 @@ class ActionConformance(_Conformance):
             lambda: plugin.probe(stage.contexts.for_action(SERVICE, plugin, 5.0, self._act(key))), 5.0
         )
         if outcome.ending is not Ending.VALUE or not (outcome.value is None or isinstance(outcome.value, Settled)):
-            _fail(f"probe: {outcome.ending}, {outcome.error or outcome.value!r}; return a Settled or None")
+            fail(f"probe: {outcome.ending}, {outcome.error or outcome.value!r}; return a Settled or None")
         return outcome.value
 
     def test_says_its_verb_and_effect(self) -> None:
         plugin = self.make()
         if not isinstance(getattr(type(plugin), "verb", None), str) or not plugin.verb:
-            _fail('an action has a `verb: ClassVar[str] = "..."`, the step of a ladder it answers to')
+            fail('an action has a `verb: ClassVar[str] = "..."`, the step of a ladder it answers to')
         if not isinstance(getattr(type(plugin), "effect", None), Effect):
-            _fail("an action has an `effect: ClassVar[Effect]`; budgets and consent depend on it")
+            fail("an action has an `effect: ClassVar[Effect]`; budgets and consent depend on it")
 
     def test_returns_when_its_command_has_finished(self) -> None:
         async def body(stage: Stage) -> None:
             before = children()
             outcome = await self._run(stage, self.make(), self.timeout)
             if outcome.ending is not Ending.VALUE:
-                _fail(f"all is well, and it ended with {outcome.error or outcome.ending}")
+                fail(f"all is well, and it ended with {outcome.error or outcome.ending}")
             if left := children() - before:
-                _fail(f"returned while what it started still runs: processes {sorted(left)}")
+                fail(f"returned while what it started still runs: processes {sorted(left)}")
 
         on_every_host(body)
 
@@ -492,14 +345,14 @@ class ActionConformance(_Conformance):
             make, kind = self._call(stage, plugin, self.timeout)
             outcome, took = await stage.cancelled_after(0.3, make, kind)
             if outcome.ending is Ending.VALUE:
-                _fail("make_slow: the action was over before it could be cancelled")
+                fail("make_slow: the action was over before it could be cancelled")
             if outcome.ending is Ending.ABANDONED or took > ACTION_GRACE:
-                _fail(f"did not end within {ACTION_GRACE:g} s of being cancelled")
+                fail(f"did not end within {ACTION_GRACE:g} s of being cancelled")
             end = time.monotonic() + 1.0
             while (left := children() - before) and time.monotonic() < end:
                 await stage.run(lambda: asyncio.sleep(0.02), 1.0)
             if left:
-                _fail(f"was cancelled, and what it started still runs: processes {sorted(left)}")
+                fail(f"was cancelled, and what it started still runs: processes {sorted(left)}")
 
         on_every_host(body)
 
@@ -510,9 +363,9 @@ class ActionConformance(_Conformance):
             once = self.observe()
             outcome = await self._run(stage, plugin, self.timeout)
             if outcome.ending is not Ending.VALUE and not isinstance(outcome.error, ActionFailed):
-                _fail(f"a second call with the same key ended with {outcome.error!r}")
+                fail(f"a second call with the same key ended with {outcome.error!r}")
             if (twice := self.observe()) != once:
-                _fail(f"a second call with the same key did it again: {once!r} became {twice!r}")
+                fail(f"a second call with the same key did it again: {once!r} became {twice!r}")
 
         on_every_host(body)
 
@@ -520,11 +373,11 @@ class ActionConformance(_Conformance):
         async def body(stage: Stage) -> None:
             plugin = self.make()
             if await self._probe(stage, plugin, "9/conformance/9/9") is Settled.DONE:
-                _fail("probe says done of a key that was never run")
+                fail("probe says done of a key that was never run")
             await self._run(stage, plugin, self.timeout)
             said = await self._probe(stage, plugin, self._act().key)
             if said in (Settled.NOT_STARTED, Settled.FAILED, Settled.INTERRUPTED):
-                _fail(f"it was done, and probe says {said}")
+                fail(f"it was done, and probe says {said}")
 
         on_every_host(body)
 
@@ -535,7 +388,7 @@ class ActionConformance(_Conformance):
                 return
             outcome = await self._run(stage, plugin, self.timeout)
             if not isinstance(outcome.error, ActionFailed | OSError):
-                _fail(f"could not do it, and ended with {outcome.error or outcome.ending!r}; raise ActionFailed")
+                fail(f"could not do it, and ended with {outcome.error or outcome.ending!r}; raise ActionFailed")
 
         on_every_host(body)
 
@@ -554,7 +407,7 @@ NOTIFICATION: Final = Notification(
 )
 
 
-class NotifierConformance(_Remote):
+class NotifierConformance(RemoteDuties):
     """The duties of a notifier. `make` returns one whose receiver is well."""
 
     def make(self) -> Notifier:
@@ -578,9 +431,9 @@ class NotifierConformance(_Remote):
             for _ in range(2):  # at least once: the same id may come again
                 outcome = await self._run(stage, plugin, self.timeout)
                 if outcome.ending is not Ending.VALUE:
-                    _fail(f"all is well, and it ended with {outcome.error or outcome.ending}")
+                    fail(f"all is well, and it ended with {outcome.error or outcome.ending}")
                 if not (outcome.value is None or isinstance(outcome.value, str)):
-                    _fail(f"a receipt is a text or None, not {outcome.value!r}")
+                    fail(f"a receipt is a text or None, not {outcome.value!r}")
 
         on_every_host(body)
 
@@ -592,8 +445,8 @@ class NotifierConformance(_Remote):
                 situations.append((fault, await self._run(stage, plugin, timeout)))
             for name, outcome in situations:
                 if outcome.ending is Ending.VALUE:
-                    _fail(f"says it delivered, in the situation {name!r}")
+                    fail(f"says it delivered, in the situation {name!r}")
                 if outcome.error is not None and not isinstance(outcome.error, NotificationFailed):
-                    _fail(f"raised {outcome.error!r} in the situation {name!r}; raise NotificationFailed")
+                    fail(f"raised {outcome.error!r} in the situation {name!r}; raise NotificationFailed")
 
         on_every_host(body)

@@ -292,9 +292,7 @@ class Laws:
             assert believed, f"law 7: {name} is believed down on {seen.fails} failures since {seen.failing_since}"
             return
         seen.failed_at = max(seen.failed_at, record.at)
-        event = self.event
-        judged = isinstance(event, CheckFinished) and event.service == name and record.at == event.at
-        if judged and self.heard:
+        if record.because.startswith("still failing"):
             enough = seen.fails_settled >= policy.failure_threshold
             assert enough, f"a step of {name} is called a failure after {seen.fails_settled} failures"
 
@@ -573,21 +571,17 @@ def quiet(simulator: Simulator, within: float, *, silent_for: float = 400.0) -> 
     ledger = simulator.engine.ledger
     assert not ledger.intents, f"law 12: nothing runs, yet {list(ledger.intents)} are open"
     assert not (left := {"storm", "canary", "doubt", "journal"} & set(ledger.holds)), f"law 18: {left} never ends"
-    stale = [a for a in ledger.alerts.values() if a.service not in ledger.unwatched and a.rule not in _STANDING]
+    stale = [a for a in ledger.alerts.values() if a.service not in ledger.unwatched and a.rule != "fleet"]
     assert not stale, f"law 14: all is well, yet open: {[(a.service, a.rule) for a in stale]}"
     before = len(simulator.records)
     simulator.run(simulator.now + silent_for)
     assert len(simulator.records) == before, f"law 21: the journal does not fall quiet: {simulator.records[before]}"
 
 
-_STANDING = ("fleet", "degraded", "warning")
-"""Rules that may be open though every service serves."""
-
-
 def _ill(simulator: Simulator) -> dict[str, tuple[str, str]]:
     ledger = simulator.engine.ledger
     conditions = {n: c for n, c in ledger.conditions.items() if n not in ledger.unwatched}
-    return {n: (c.state.value, c.reason) for n, c in conditions.items() if c.state not in (*WELL, State.DISABLED)}
+    return {n: (c.state.value, c.reason) for n, c in conditions.items() if c.state not in (State.HEALTHY, State.DISABLED)}
 
 
 def replays(simulator: Simulator) -> None:

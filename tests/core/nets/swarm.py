@@ -5,9 +5,12 @@ Run as a program (`python -m tests.core.nets.swarm 0 500`) it prints its figures
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from random import Random
 
 from selfheal.core.engine import Engine
@@ -15,6 +18,22 @@ from selfheal.testing.laws import Laws, quiet, replays
 from selfheal.testing.simulator import Simulator
 from selfheal.testing.worlds import SimpleWorld
 from tests.core.nets.fleets import Faults, draw_fleet
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Let `AssertionError` be raised in what does not end within `seconds` of real time: an engine may spin (law 5)."""
+
+    def over(number: int, frame: object) -> None:
+        raise AssertionError(f"law 5: it does not end ({seconds:g} s)")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
 
 CALM = 6000.0
 """Seconds of calm after which everything recoverable must be well."""
@@ -70,7 +89,8 @@ if __name__ == "__main__":
     began, bad = time.perf_counter(), 0
     for number in range(int(sys.argv[1]), int(sys.argv[2])):
         try:
-            total += one(number)
+            with within(60.0):
+                total += one(number)
         except Exception as problem:  # noqa: BLE001  # a wrong engine may raise anything; the seed is what counts
             bad += 1
             print("seed", number, type(problem).__name__, str(problem)[:400])
