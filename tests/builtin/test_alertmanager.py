@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +23,14 @@ from selfheal.secret import Secret
 
 if TYPE_CHECKING:
     from tests.builtin.receiver import Call, Receiver, Reply, everything, receiving
+    from tests.servers import free_port, program_of, until
 else:
     from receiver import Call, Reply, everything, receiving
 
+    from servers import free_port, program_of, until
+
 pytestmark = pytest.mark.anyio
 
-PROGRAM = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
 CANARY = "canary-51d2e8"
 
 
@@ -49,25 +49,12 @@ def notification(**changes: Any) -> Notification:
     return attrs.evolve(base, **changes)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port: int = one.getsockname()[1]
-        return port
-
-
-def until(true: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := true()):
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
-    return value
-
-
 class Alertmanager:
     """One process of the real program, on a port of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, program: str, folder: Path) -> None:
         self.port = free_port()
+        self._program = program
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -76,11 +63,10 @@ class Alertmanager:
         )
 
     def start(self) -> None:
-        assert PROGRAM is not None
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    PROGRAM,
+                    self._program,
                     f"--config.file={self._folder / 'config.yml'}",
                     f"--storage.path={self._folder / 'data'}",
                     f"--web.listen-address=127.0.0.1:{self.port}",
@@ -120,11 +106,7 @@ class Alertmanager:
 
 @pytest.fixture
 def alertmanager(tmp_path: Path) -> Iterator[Alertmanager]:
-    if PROGRAM is None:
-        if "alertmanager" in os.environ.get("SELFHEAL_REQUIRE", "").split(","):
-            pytest.fail("Alertmanager is required and not installed")
-        pytest.skip("Alertmanager is not installed")
-    one = Alertmanager(tmp_path)
+    one = Alertmanager(program_of("alertmanager", "prometheus-alertmanager", "alertmanager"), tmp_path)
     try:
         one.start()
         yield one

@@ -37,6 +37,7 @@ from selfheal.core.model import (
     Instance,
     Limits,
     Policy,
+    Purpose,
     Run,
     Settled,
     State,
@@ -176,6 +177,11 @@ class Hand:
     def canary(self, name: str, result: CheckResult = PASSING) -> Output:
         """Answer the check of a canary."""
         return self.check(CANARY_PREFIX + name, result)
+
+    def want(self, name: str = "db", purpose: Purpose = Purpose.PARENT) -> None:
+        """Have a service checked now, as a room of the engine would."""
+        self.engine.desk.want(name, purpose)
+        self.wait(0.0)
 
     def well(self, *names: str) -> None:
         """Let services pass once."""

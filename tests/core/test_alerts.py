@@ -86,7 +86,13 @@ def test_a_condition_calls_for_its_alerts(condition: Condition, rules: dict[str,
 @pytest.mark.parametrize("reason", sorted(alerts.UNATTENDED))
 def test_when_nobody_acts_people_are_wanted(reason: str) -> None:
     assert alerts.wanted(down(reason))["unattended"] == f"down (full) and nobody acts: {reason}"
-    assert alerts.wanted(down(reason, detail="why"))["unattended"].endswith(f"{reason}, why")
+
+
+def test_they_are_told_why_but_not_again_at_each_slow_retry_how_many_there_were() -> None:
+    budget = alerts.wanted(down("held:budget", detail="fleet: 3 in 300 s"))
+    assert budget["unattended"] == "down (full) and nobody acts: held:budget, fleet: 3 in 300 s"
+    fourth, fifth = (alerts.wanted(down("escalated", detail=f"{n} attempts used")) for n in (4, 5))
+    assert fourth == fifth
 
 
 def test_an_inspection_that_fails_leaves_a_service_unattended() -> None:

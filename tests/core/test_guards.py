@@ -210,7 +210,6 @@ def test_used_attempts_escalate_until_the_slow_retry() -> None:
     assert asked("escalated", sight(condition=attrs.evolve(used, not_before=NOW))) is None
     assert asked("escalated", sight(condition=attrs.evolve(used, in_attempt=True))) is None
     assert asked("escalated", sight(condition=attrs.evolve(DOWN, attempt=2))) is None
-    assert reason("escalated", sight(condition=attrs.evolve(used, not_before=0.0))) == "escalated"
 
 
 def test_backoff_holds_until_it_is_over() -> None:

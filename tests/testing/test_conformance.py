@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from itertools import count
 from math import nan
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from selfheal.core.model import PASSING, Cause, CheckResult, Effect, Instance, N
 from selfheal.errors import ActionFailed, NotificationFailed
 from selfheal.plugins import ActionContext, CheckContext, Context
 from selfheal.secret import Secret
+from selfheal.shell.plugin_thread import ACTION_GRACE
 from selfheal.testing import servers
 from selfheal.testing.conformance import (
     ActionConformance,
@@ -115,7 +116,7 @@ def conformance_of(specimen: type) -> type[CheckConformance]:
             return specimen(address=SERVER[-1])
 
         def make_broken(self, fault: str, address: str) -> Any:
-            return specimen(address=address)
+            return None if fault in getattr(specimen, "untried", ()) else specimen(address=address)
 
     return Conformance
 
@@ -252,6 +253,10 @@ class Blocks(Good):
         return await super().check(context)
 
 
+class UntriedAgainstResets(Good):
+    untried: ClassVar[tuple[str, ...]] = ("reset",)
+
+
 class NotJson(Good):
     def judge(self, reply: bytes) -> CheckResult:
         return attrs.evolve(super().judge(reply), details={"share": nan})
@@ -288,6 +293,7 @@ class NewInstanceEachTime(Good):
         (Blocks, "test_does_not_block_the_loop"),
         (NotJson, "test_can_be_written_as_json"),
         (NewInstanceEachTime, "test_names_its_instance_steadily"),
+        (UntriedAgainstResets, "test_passes_over_nothing_in_silence"),
     ],
 )
 def test_a_bad_check_is_caught_by_its_duty(offender: type, duty: str) -> None:
@@ -311,6 +317,10 @@ def test_every_duty_of_a_check_has_its_offender() -> None:
 class WorkloadZoo(WorkloadConformance):
     runs = 5
     specimen: ClassVar[type] = ScriptedWorkload
+    inapplicable: ClassVar[Mapping[str, str]] = {
+        "make_absent": "what is in memory is there",
+        "make_broken": "it asks nobody",
+    }
 
     def make(self) -> Any:
         return self.specimen()
@@ -378,9 +388,14 @@ class ChangeableWorkload(ScriptedWorkload):
         object.__setattr__(self, name, value)
 
 
+class Unwatched(ScriptedWorkload):
+    watch = None  # type: ignore[assignment]  # so that it has none
+
+
 @pytest.mark.parametrize(
     ("offender", "duty"),
     [
+        (Unwatched, "test_passes_over_nothing_in_silence"),
         (NewIdEachTime, "test_inspects_a_steady_instance"),
         (SameIdAfterRestart, "test_a_restart_is_a_new_instance"),
         (RunsWhenAbsent, "test_what_is_absent_does_not_run"),
@@ -398,6 +413,7 @@ def test_a_bad_workload_is_caught_by_its_duty(offender: type, duty: str) -> None
     class Zoo(WorkloadZoo):
         specimen = offender
         secret = "workload-secret"
+        inapplicable: ClassVar[Mapping[str, str]] = {}
 
         def make_absent(self) -> Any:
             return offender()
@@ -423,6 +439,7 @@ class Mends:
     effect: ClassVar[Effect] = Effect.GENTLE
     seconds: float = 0.0
     exit_code: int = 0
+    address: str = ""
     token: Secret = attrs.field(factory=lambda: Secret("action-secret"))
 
     def command(self) -> list[str]:
@@ -430,6 +447,8 @@ class Mends:
         return [sys.executable, "-S", "-c", code]
 
     async def run(self, context: ActionContext) -> None:
+        if self.address:
+            await self.ask()
         if context.key in DONE:
             return
         process = await asyncio.create_subprocess_exec(*self.command())
@@ -442,6 +461,11 @@ class Mends:
         if code:
             raise ActionFailed(f"exit code {code}")
         DONE.append(context.key)
+
+    async def ask(self) -> None:
+        result = await Good(address=self.address).check(None)  # type: ignore[arg-type]  # it asks for nothing
+        if result.verdict is not Verdict.PASSING:
+            raise ActionFailed(f"not done: {result.summary}")
 
     async def probe(self, context: ActionContext) -> Settled | None:
         return Settled.DONE if context.key in DONE else None
@@ -460,6 +484,9 @@ class ActionZoo(ActionConformance):
 
     def make_failing(self) -> Any:
         return type(self).specimen(exit_code=3)
+
+    def make_broken(self, fault: str, address: str) -> Any:
+        return type(self).specimen(address=address)
 
     def observe(self) -> object:
         return list(DONE)
@@ -528,6 +555,18 @@ class LeakyAction(Mends):
         OPENED.append(asyncio.ensure_future(asyncio.sleep(5.0)))
 
 
+class StubbornAction(Mends):
+    async def ask(self) -> None:
+        end = time.monotonic() + ACTION_GRACE + 1.0
+        while time.monotonic() < end:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
+
+
+def never_fails(seconds: float = 0.0, exit_code: int = 0, address: str = "") -> Mends | None:
+    return None if exit_code else Mends(seconds=seconds, address=address)
+
+
 class ChangeableAction(Mends):
     def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -536,6 +575,9 @@ class ChangeableAction(Mends):
 @pytest.mark.parametrize(
     ("offender", "duty"),
     [
+        (never_fails, "test_passes_over_nothing_in_silence"),
+        (StubbornAction, "test_honours_its_deadline"),
+        (StubbornAction, "test_can_be_cancelled"),
         (NoVerb, "test_says_its_verb_and_effect"),
         (FireAndForget, "test_returns_when_its_command_has_finished"),
         (LeavesItRunning, "test_kills_what_it_started_when_cancelled"),
@@ -550,7 +592,7 @@ class ChangeableAction(Mends):
         (ChangeableAction, "test_is_frozen_and_has_a_kind"),
     ],
 )
-def test_a_bad_action_is_caught_by_its_duty(offender: type, duty: str) -> None:
+def test_a_bad_action_is_caught_by_its_duty(offender: Callable[..., Any], duty: str) -> None:
     class Zoo(ActionZoo):
         specimen = offender
 
@@ -651,6 +693,10 @@ class LeakyNotifier(Tells):
         return None
 
 
+def never_refused(address: str, refused: bool = False) -> Tells | None:
+    return None if refused else Tells(address=address)
+
+
 class ChangeableNotifier(Tells):
     def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -659,6 +705,7 @@ class ChangeableNotifier(Tells):
 @pytest.mark.parametrize(
     ("offender", "duty"),
     [
+        (never_refused, "test_passes_over_nothing_in_silence"),
         (ReturnsANumber, "test_delivers_and_returns_a_receipt_or_none"),
         (SaysItDelivered, "test_raises_when_it_was_not_delivered"),
         (RaisesItsDriversError, "test_raises_when_it_was_not_delivered"),
@@ -670,12 +717,40 @@ class ChangeableNotifier(Tells):
         (ChangeableNotifier, "test_is_frozen_and_has_a_kind"),
     ],
 )
-def test_a_bad_notifier_is_caught_by_its_duty(offender: type, duty: str) -> None:
+def test_a_bad_notifier_is_caught_by_its_duty(offender: Callable[..., Any], duty: str) -> None:
     class Zoo(NotifierZoo):
         specimen = offender
 
     assert caught(Zoo, duty)
     OPENED.clear()
+
+
+def test_what_has_no_meaning_is_excused_by_its_reason_and_only_as_long_as_that_holds() -> None:
+    class Excused(conformance_of(UntriedAgainstResets)):  # type: ignore[misc]  # a class made for the specimen
+        inapplicable: ClassVar[Mapping[str, str]] = {"reset": "it is spoken to in datagrams"}
+
+    class WithoutAReason(Excused):
+        inapplicable: ClassVar[Mapping[str, str]] = {"reset": ""}
+
+    class Stale(conformance_of(Good)):  # type: ignore[misc]  # a class made for the specimen
+        inapplicable = Excused.inapplicable
+
+    class Misspelt(Excused):
+        inapplicable: ClassVar[Mapping[str, str]] = {**Excused.inapplicable, "rest": "it never rests"}
+
+    duty = "test_passes_over_nothing_in_silence"
+    passes(Excused, duty)
+    assert "for want of reset" in caught(WithoutAReason, duty)
+    assert "names reset, which is made" in caught(Stale, duty)
+    assert "names rest, which" in caught(Misspelt, duty)
+
+
+def test_a_secret_that_could_be_given_is_asked_for() -> None:
+    class Careless(conformance_of(Good)):  # type: ignore[misc]  # a class made for the specimen
+        def make(self) -> Any:
+            return Good(address=SERVER[-1], password=Secret(""))
+
+    assert "for want of secret" in caught(Careless, "test_passes_over_nothing_in_silence")
 
 
 @pytest.mark.parametrize(

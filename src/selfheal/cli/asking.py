@@ -48,11 +48,13 @@ def _watched(asked: Asked, interval: float, as_json: bool) -> None:
         while True:
             screen.record(asked.ask("status"))
             time.sleep(interval)
+    answer = asked.ask("status")
     with screen.Frame() as frame:
         while True:
-            answer = asked.ask("status")
-            frame.show([clean(said) for said in _headlines(answer)], STATUS, list(_rows(answer)))
+            nobody = [] if answer["running"] else ["no selfheal runs here: this is what the journal says"]
+            frame.show([clean(said) for said in (*_headlines(answer), *nobody)], STATUS, list(_rows(answer)))
             time.sleep(interval)
+            answer = asked.ask("status")
 
 
 def _headlines(answer: Mapping[str, Any]) -> Iterator[str]:

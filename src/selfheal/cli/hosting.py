@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,9 @@ def check(state_dir: Path | None, file: Path, services: tuple[str, ...], as_json
     )
     if unknown := [name for name in services if name not in roster.entries]:
         raise RequestRefused("unknown_service", f"no service {unknown[0]!r}; there are: {', '.join(roster.entries)}")
-    found = _look(roster, services or tuple(roster.entries))
+    # A workload may keep its own files in the state_dir: not as whoever looks here first, perhaps another user.
+    inspect = configuration.state_dir is not None and configuration.state_dir.is_dir()
+    found = _look(roster, services or tuple(roster.entries), inspect)
     if as_json:
         screen.document([_shape(one) for one in found])
     else:
@@ -91,13 +94,14 @@ def check(state_dir: Path | None, file: Path, services: tuple[str, ...], as_json
         click.get_current_context().exit(1)
 
 
-def _look(roster: Any, names: Sequence[str]) -> list[CheckFinished]:
+def _look(roster: Any, names: Sequence[str], inspect: bool) -> list[CheckFinished]:
     import anyio
 
     from selfheal.shell.once import look
 
     found: dict[str, CheckFinished] = {}
-    anyio.run(look, roster, names, lambda finished: found.setdefault(finished.service, finished))
+    told = partial(look, roster, names, lambda finished: found.setdefault(finished.service, finished), inspect=inspect)
+    anyio.run(told)
     return [found[name] for name in names]
 
 

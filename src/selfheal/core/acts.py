@@ -224,6 +224,8 @@ def _acknowledge(rooms: Rooms, event: Requested) -> str:
 def _release(rooms: Rooms, event: Requested) -> str:
     if "admin" not in event.scopes:
         raise Refused("forbidden", "releasing a hold needs the scope admin")
+    if event.hold == "journal":
+        raise Refused("refused", "only a store that answers ends this hold; see act_without_journal")
     if not rooms.roster.release(event.hold, event.actor):
         raise Refused("not_found", f"no hold {event.hold!r}")
     return f"{event.hold} is released"

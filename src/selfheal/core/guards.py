@@ -196,7 +196,7 @@ def flaps(sight: Sight) -> Hold | None:
 def escalated(sight: Sight) -> Hold | None:
     """All attempts are used: people are told, and one slow retry is made from time to time."""
     c = sight.condition
-    if c.attempt < sight.policy.max_retries or c.in_attempt or (c.not_before <= sight.now and c.not_before > 0.0):
+    if c.attempt < sight.policy.max_retries or c.in_attempt or c.not_before <= sight.now:
         return None
     return Hold(reason="escalated", detail=f"{c.attempt} attempts used", until=c.not_before, wake=(OPERATOR,))
 

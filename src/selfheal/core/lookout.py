@@ -56,18 +56,22 @@ class Lookout:
             self.storm_excused = True
         elif hold == "canary":
             self.canaries.reset(self.canaries.names)
-        elif hold == "doubt":
+        else:  # doubt
             self.doubt.since = inf
 
     def suspect(self, name: str) -> None:
         self.storm.suspect(name, self.desk.now, self.desk.ledger.children.get(name, ()))
-        for canary in self.canaries.names:
-            self.desk.want(CANARY_PREFIX + canary, Purpose.ROUTINE)
+        self.ask_canaries()
         limits = self.desk.ledger.fleet.limits
         if "storm" in self.desk.ledger.holds or self.storm_excused or not self.storm.rising(limits, self.desk.now):
             return
         self.storm_at = self.desk.now
         self.desk.hold("storm", True, self.storm.evidence())
+
+    def ask_canaries(self) -> None:
+        """Have every canary checked from now on: an answer that was under way already vouches for nothing new."""
+        for canary in self.canaries.names:
+            self.desk.want(CANARY_PREFIX + canary, Purpose.PARENT)
 
     def unsuspect(self, name: str) -> None:
         self.storm.cleared(name, self.desk.ledger.children.get(name, ()))

@@ -19,7 +19,6 @@ from selfheal.core.messages import (
     RunAction,
 )
 from selfheal.core.model import (
-    CANARY_PREFIX,
     MANUAL,
     Condition,
     Effect,
@@ -60,8 +59,7 @@ class Repair:
         if not self.lookout.canaries.vouches(watch.evidence.failing_since):
             watch.withheld = True
             self.desk.waiting.add("canary", watch.rank)
-            for canary in self.lookout.canaries.names:
-                self.desk.want(CANARY_PREFIX + canary, Purpose.ROUTINE)
+            self.lookout.ask_canaries()
             if condition.state is not State.UNHEALTHY:
                 after = machine.moved(condition, self.desk.now, state=State.UNHEALTHY, cause=watch.evidence.cause)
                 self.desk.move(watch.name, after, "confirmed by count; a canary is asked")
@@ -262,9 +260,7 @@ class Repair:
         index, step = sight.index, policy.steps[sight.index]
         assert condition.incident is not None
         after = machine.begins(condition, self.desk.now, index)
-        key = f"{condition.incident}/{name}/{after.attempt}/{index}"
-        if after.reissues:
-            key += f".{after.reissues}"
+        key = self._unused(name, f"{condition.incident}/{name}/{after.attempt}/{index}", after.reissues)
         instance = watch.evidence.instance
         expected = instance.id if instance is not None else None
         forced = condition.forced
@@ -294,6 +290,13 @@ class Repair:
         self.desk.commands.append(
             RunAction(intent=key, service=name, step=index, expected=expected, timeout=step.timeout)
         )
+
+    def _unused(self, name: str, stem: str, reissues: int) -> str:
+        """Return a key no action of this service has had: one that is merged or watched anew counts from 1 again."""
+        used = {entry.intent for entry in self.desk.ledger.spent.get(name, ())}
+        while (key := f"{stem}.{reissues}" if reissues else stem) in used:
+            reissues += 1
+        return key
 
     def run_clock(self, name: str, condition: Condition) -> None:
         policy = self.desk.ledger.policies[name]

@@ -75,7 +75,7 @@ class Roster:
         """Return the fleet to watch: one that lost too much keeps what it lost, unwatched (law 19)."""
         names = {policy.name for policy in fleet.policies}
         dropped = [policy for policy in self.desk.ledger.fleet.policies if policy.name not in names]
-        if not drops_too_much(self.desk.ledger.fleet, fleet):
+        if not drops_too_much(self.desk.ledger.fleet, fleet) and not unconfirmed(self.desk.ledger, fleet):
             return fleet, ()
         return attrs.evolve(fleet, policies=(*fleet.policies, *dropped)), tuple(policy.name for policy in dropped)
 
@@ -180,10 +180,10 @@ class Roster:
 
     def set_fleet(self, fleet: Fleet, actor: str) -> None:
         """Let the fleet be `fleet`: what stays keeps its state, what is new is checked at once, the rest is closed."""
-        old = self.desk.ledger.policies
+        old, lacking = self.desk.ledger.policies, unconfirmed(self.desk.ledger, fleet)
         self._drop(fleet, "removed from the fleet")
         self.desk.say(FleetSet(at=self.desk.now, fleet=fleet, actor=actor))
-        self.desk.hold("fleet", False, "confirmed", actor)
+        self.desk.hold("fleet", False, "confirmed" if lacking else "the fleet is whole", actor)
         self._watch_fleet()
         for policy in fleet.policies:
             before = old.get(policy.name)
@@ -305,6 +305,12 @@ def drops_too_much(old: Fleet, new: Fleet) -> bool:
     return gone > old.limits.max_fleet_drop * len(old.policies)
 
 
+def unconfirmed(ledger: Ledger, new: Fleet) -> tuple[str, ...]:
+    """Return who was kept unwatched at a start and is still not in `new`: only a person says that they are gone."""
+    names = {policy.name for policy in new.policies}
+    return tuple(name for name in ledger.unwatched if name not in names)
+
+
 def refusal_of_fleet(ledger: Ledger, event: FleetProposed) -> str:
     """Return why a proposed fleet is refused; empty when it is not."""
     problems = graph.problems(event.fleet.policies)
@@ -312,7 +318,11 @@ def refusal_of_fleet(ledger: Ledger, event: FleetProposed) -> str:
         return "; ".join(str(problem) for problem in problems)
     if any(policy.name.startswith(CANARY_PREFIX) for policy in event.fleet.policies):
         return f"no service may be called {CANARY_PREFIX}…"
-    if not event.confirmed and drops_too_much(ledger.fleet, event.fleet):
+    if event.confirmed:
+        return ""
+    if drops_too_much(ledger.fleet, event.fleet):
         share = ledger.fleet.limits.max_fleet_drop
         return f"it drops more than {share:.0%} of the services; confirm it if that is meant"
+    if lacking := unconfirmed(ledger, event.fleet):
+        return f"it lacks {', '.join(lacking)}, kept until somebody confirms that they are gone"
     return ""

@@ -87,23 +87,28 @@ class Look:
     def _report(self, report: Report) -> None:
         log.warning("%s", report)
 
-    async def at_one(self, name: str) -> None:
+    async def at_one(self, name: str, inspect: bool) -> None:
         """Look at one service."""
         async with self._room:
             ready = self._ready[name] = anyio.Event()
-            self.checks.run(RunCheck(service=name, generation=0, purpose=Purpose.ROUTINE, inspect=True))
+            self.checks.run(RunCheck(service=name, generation=0, purpose=Purpose.ROUTINE, inspect=inspect))
             await ready.wait()
 
 
-async def look(roster: Roster, names: Iterable[str], told: Callable[[CheckFinished], object]) -> None:
-    """Check each of the named services and canaries once; `told` hears of each as it finishes."""
+async def look(
+    roster: Roster, names: Iterable[str], told: Callable[[CheckFinished], object], *, inspect: bool = True
+) -> None:
+    """Check each of the named services and canaries once; `told` hears of each as it finishes.
+
+    With `inspect` their workloads are asked too who runs.
+    """
     async with anyio.create_task_group() as tasks:
         once = Look(roster, told, tasks)
         tasks.start_soon(once.readiness.run)
         try:
             async with anyio.create_task_group() as looks:
                 for name in names:
-                    looks.start_soon(partial(once.at_one, name))
+                    looks.start_soon(partial(once.at_one, name, inspect))
         finally:
             with anyio.CancelScope(shield=True):
                 await once.loops.aclose(1.0)

@@ -39,7 +39,7 @@ from selfheal.plugins import Action, HealthCheck, Notifier, Watching, Workload
 from selfheal.shell.contexts import Act
 from selfheal.shell.plugin_thread import ACTION_GRACE, Ending, Kind, Outcome
 from selfheal.shell.results import DETAILS_LIMIT, SUMMARY_LIMIT
-from selfheal.testing.duties import Duties, RemoteDuties, fail
+from selfheal.testing.duties import RemoteDuties, fail
 from selfheal.testing.stage import SERVICE, Stage, children, on_every_host, verdict_of
 from selfheal.wire import WireCheck
 
@@ -184,6 +184,10 @@ class WorkloadConformance(RemoteDuties):
         """Return the workload, asking a broken manager at `address`; None: it asks nobody by an address."""
         return None
 
+    def _offered(self) -> dict[str, bool]:
+        watches = isinstance(self.make(), Watching)
+        return super()._offered() | {"make_absent": self.make_absent() is not None, "watch": watches}
+
     def _call(self, stage: Stage, plugin: Any, timeout: float) -> tuple[Callable[[], Awaitable[object]], Kind]:
         return lambda: plugin.inspect(stage.contexts.plain(SERVICE, plugin, timeout)), "inspect"
 
@@ -278,7 +282,7 @@ class WorkloadConformance(RemoteDuties):
         on_every_host(body)
 
 
-class ActionConformance(Duties):
+class ActionConformance(RemoteDuties):
     """The duties of an action."""
 
     check: ClassVar[HealthCheck | None] = None
@@ -292,6 +296,10 @@ class ActionConformance(Duties):
         action: Action = super().make()
         return action
 
+    def make_broken(self, fault: str, address: str) -> Action | None:
+        """Return the action, asking a broken peer at `address`; None: it asks nobody by an address."""
+        return None
+
     def make_slow(self) -> Action | None:
         """Return an action that takes some seconds, to be cancelled; None: there is none."""
         return None
@@ -303,6 +311,10 @@ class ActionConformance(Duties):
     def observe(self) -> object:
         """Return what the action changes, to be compared: after a second call with one key it must be the same."""
         return None
+
+    def _offered(self) -> dict[str, bool]:
+        made = {"make_slow": self.make_slow(), "make_failing": self.make_failing(), "observe": self.observe()}
+        return super()._offered() | {name: thing is not None for name, thing in made.items()}
 
     def _act(self, key: str = "1/conformance/1/0") -> Act:
         return Act(key=key, incident=1, check=self.check, workload=self.workload, arguments=self.arguments)
@@ -320,10 +332,11 @@ class ActionConformance(Duties):
 
     def test_says_its_verb_and_effect(self) -> None:
         plugin = self.make()
-        if not isinstance(getattr(type(plugin), "verb", None), str) or not plugin.verb:
-            fail('an action has a `verb: ClassVar[str] = "..."`, the step of a ladder it answers to')
-        if not isinstance(getattr(type(plugin), "effect", None), Effect):
-            fail("an action has an `effect: ClassVar[Effect]`; budgets and consent depend on it")
+        verb, effect = getattr(plugin, "verb", None), getattr(plugin, "effect", None)
+        if not isinstance(verb, str) or not verb:
+            fail("an action has a `verb`, a text: the step of a ladder it answers to")
+        if not isinstance(effect, Effect):
+            fail("an action has an `effect`, an `Effect`: budgets and consent depend on it")
 
     def test_returns_when_its_command_has_finished(self) -> None:
         async def body(stage: Stage) -> None:
@@ -383,12 +396,15 @@ class ActionConformance(Duties):
 
     def test_fails_by_raising(self) -> None:
         async def body(stage: Stage) -> None:
-            plugin = self.make_failing()
-            if plugin is None:
-                return
-            outcome = await self._run(stage, plugin, self.timeout)
-            if not isinstance(outcome.error, ActionFailed | OSError):
-                fail(f"could not do it, and ended with {outcome.error or outcome.ending!r}; raise ActionFailed")
+            failing = self.make_failing()
+            ended = [] if failing is None else [("failing", await self._run(stage, failing, self.timeout))]
+            for fault, plugin, timeout in self._broken(("refused", "silent", "garbage", "reset")):
+                ended.append((fault, await self._run(stage, plugin, timeout)))
+            for name, outcome in ended:
+                said = outcome.ending is Ending.VALUE or outcome.error is not None
+                if said and not isinstance(outcome.error, ActionFailed | OSError):
+                    how = outcome.error or outcome.ending
+                    fail(f"could not do it ({name!r}), and ended with {how!r}; raise ActionFailed")
 
         on_every_host(body)
 
@@ -421,6 +437,9 @@ class NotifierConformance(RemoteDuties):
     def make_refusing(self) -> Notifier | None:
         """Return a notifier whose receiver refuses what it is sent; None: cannot be made."""
         return None
+
+    def _offered(self) -> dict[str, bool]:
+        return super()._offered() | {"make_refusing": self.make_refusing() is not None}
 
     def _call(self, stage: Stage, plugin: Any, timeout: float) -> tuple[Callable[[], Awaitable[object]], Kind]:
         return lambda: plugin.send(NOTIFICATION, stage.contexts.plain(SERVICE, plugin, timeout)), "other"

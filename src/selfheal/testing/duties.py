@@ -6,7 +6,6 @@ plugin for it, is not silently done: it is named in `inapplicable` with the reas
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final
@@ -44,6 +43,12 @@ class Duties:
     secret: ClassVar[str] = ""
     """A secret that `make` uses, if it is not a field of type `Secret`."""
 
+    inapplicable: ClassVar[Mapping[str, str]] = {}
+    """What has no meaning for this plugin (a fault, a `make_...`, `observe`, `watch`, `secret`), each with the reason.
+
+    What is neither made nor named here fails `test_passes_over_nothing_in_silence`; so does what is both.
+    """
+
     def make(self) -> Any:
         """Return the plugin, with everything well around it."""
         raise NotImplementedError("make: return your plugin, configured for a server that is well")
@@ -59,6 +64,25 @@ class Duties:
         """Yield a name, a plugin and its deadline for every situation the author can make, or for one of them."""
         if only in (None, "well"):
             yield "well", self.make(), self.timeout
+
+    def _offered(self) -> dict[str, bool]:
+        """Return what some duty needs beyond `make`, each with whether the author gives it."""
+        plugin = self.make()
+        secret = any("Secret" in str(field.type) for field in attrs.fields(type(plugin)))
+        return {"secret": bool(secret_forms(plugin, self.secret))} if secret else {}
+
+    def test_passes_over_nothing_in_silence(self) -> None:
+        offered = self._offered()
+        passed_over = sorted(name for name, given in offered.items() if not given and not self.inapplicable.get(name))
+        if passed_over:
+            fail(
+                f"some duties are not looked at for want of {', '.join(passed_over)}: make what they need, "
+                "or say in `inapplicable` why it has no meaning for this plugin"
+            )
+        if stale := sorted(name for name in self.inapplicable if offered.get(name, True)):
+            fail(
+                f"`inapplicable` names {', '.join(stale)}, which is made or not asked for: nothing excuses it any more"
+            )
 
     def test_is_frozen_and_has_a_kind(self) -> None:
         plugin = self.make()
@@ -125,6 +149,10 @@ class RemoteDuties(Duties):
     def make_broken(self, fault: str, address: str) -> Any:
         """Return the plugin, speaking to a peer with this fault at `address` (`host:port`); None: does not apply."""
         raise NotImplementedError("make_broken: return your plugin, configured for the server at `address`")
+
+    def _offered(self) -> dict[str, bool]:
+        broken = [fault for fault, _, _ in self._broken(self.faults)]
+        return super()._offered() | ({fault: fault in broken for fault in FAULTS} if broken else {"make_broken": False})
 
     def _situations(self, only: str | None = None) -> Iterator[tuple[str, Any, float]]:
         yield from super()._situations(only)
