@@ -1,6 +1,6 @@
 """`selfheal run`: a supervisor of its own under systemd, a container or a terminal.
 
-Owns what a library must not: the signals, the logging, the umask, the watchdog, and the frontends of the file.
+Owns what a library must not: the signals, the logging, the watchdog, and the frontends of the file.
 
     SIGTERM, SIGINT  stop in order; once more: at once
     SIGHUP           read the file again; a file with an error changes nothing
@@ -42,7 +42,6 @@ def run(path: Path, *, state_dir: Path | None = None, http: str | None = None, l
 
     Raises `ConfigurationError`, and `JournalHeld` when another process heals this fleet.
     """
-    os.umask(0o077)
     added = {"http": {"listen": http}} if http is not None else {}
 
     def load() -> Configuration:

@@ -187,13 +187,24 @@ def checked(name: object, parameters: Mapping[str, Any]) -> tuple[Request, dict[
     return request, clean
 
 
+def _is_text(value: object) -> bool:
+    """Whether it is text that can be written down: half a surrogate pair has no stored form."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _checked_value(name: str, parameter: Parameter, value: Any) -> Scalar | list[str]:
     def refuse(wanted: str) -> RequestRefused:
         return RequestRefused("bad_parameter", f"{name}: {parameter.name} must be {wanted}, not {value!r:.80}")
 
     match parameter.kind:
         case Kind.TEXT:
-            if not isinstance(value, str) or not value or len(value) > 1000:
+            if not _is_text(value) or not value or len(value) > 1000:
                 raise refuse("a text of 1 to 1000 characters")
         case Kind.NUMBER:
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
@@ -205,7 +216,7 @@ def _checked_value(name: str, parameter: Parameter, value: Any) -> Scalar | list
             if not isinstance(value, bool):
                 raise refuse("true or false")
         case Kind.WORDS:
-            if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) and word for word in value):
+            if not isinstance(value, (list, tuple)) or not all(_is_text(word) and word for word in value):
                 raise refuse("a list of texts")
     words = list(value) if parameter.kind is Kind.WORDS else [value]
     if parameter.choices and (wrong := [word for word in words if word not in parameter.choices]):

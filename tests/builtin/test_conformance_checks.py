@@ -31,15 +31,13 @@ TOKEN = "hunter2-canary-51d2e8"
 
 
 class Ours(CheckConformance):
-    """A check against one server that is well for as long as the class is tested."""
+    """A check, and a server that is well."""
 
-    runs = 20
-    address: ClassVar[str] = ""
+    runs = 10
 
-    @pytest.fixture(scope="class", autouse=True)
-    def _well(self, request: pytest.FixtureRequest) -> Iterator[None]:
-        with servers.serve(request.cls.speak) as address:
-            request.cls.address = address
+    @pytest.fixture(autouse=True)
+    def _well(self) -> Iterator[None]:
+        with servers.serve(self.speak) as self.address:
             yield
 
     @staticmethod
@@ -53,13 +51,10 @@ class TestTcp(Ours):
         ("garbage", "reset", "drip", "endless"), "whoever accepts is reached, whatever is said afterwards"
     )
 
-    @pytest.fixture(scope="class", autouse=True)
-    def _hole(self, request: pytest.FixtureRequest) -> Iterator[None]:
-        with servers.black_hole() as address:
-            request.cls.hole = address
+    @pytest.fixture(autouse=True)
+    def _hole(self) -> Iterator[None]:
+        with servers.black_hole() as self.hole:
             yield
-
-    hole: ClassVar[str] = ""
 
     def make(self) -> WireCheck:
         return TcpCheck(address=self.address)
@@ -116,7 +111,7 @@ BROKEN_PROGRAMS = {
 
 
 class TestCommand(CheckConformance):
-    runs = 10
+    runs = 5
 
     def make(self) -> HealthCheck:
         return self._running("sys.exit(0)")

@@ -13,9 +13,9 @@ from selfheal.secret import Secret
 from selfheal.testing.conformance import NotifierConformance
 
 if TYPE_CHECKING:
-    from tests.builtin.receiver import Receiver, Reply, receiving
+    from tests.builtin.receiver import Reply, receiving
 else:
-    from receiver import Receiver, Reply, receiving
+    from receiver import Reply, receiving
 
 pytestmark = pytest.mark.real_time
 
@@ -38,15 +38,13 @@ class TestLog(NotifierConformance):
 class OverHttp(NotifierConformance):
     """A notifier whose receiver takes everything, and one that takes nothing."""
 
-    runs = 20
-    well: ClassVar[Receiver]
-    refusing: ClassVar[Receiver]
+    runs = 10
 
     @pytest.fixture(autouse=True)
-    def _receivers(self, request: pytest.FixtureRequest) -> Iterator[None]:
+    def _receivers(self) -> Iterator[None]:
         with receiving() as well, receiving() as refusing:
             refusing.always = Reply(status=403, body=b"who are you?")
-            request.cls.well, request.cls.refusing = well, refusing
+            self.well, self.refusing = well, refusing
             yield
 
     def make(self) -> Notifier:

@@ -30,16 +30,15 @@ PYTHON = (sys.executable, "-S", "-E", "-c")
 
 
 class TestProcess(WorkloadConformance):
-    """One program runs while the class is tested, and every workload made here finds it by its roll."""
+    """One program runs, and every workload made here finds it by its roll."""
 
     runs = 10
     inapplicable: ClassVar[Mapping[str, str]] = {"make_broken": "it asks the kernel and a file of its own"}
-    folder: ClassVar[Path]
 
-    @pytest.fixture(scope="class", autouse=True)
-    def _program(self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-        request.cls.folder = tmp_path_factory.mktemp("rolls")
-        workload = self._in(request.cls.folder)
+    @pytest.fixture(autouse=True)
+    def _program(self, tmp_path: Path) -> Iterator[None]:
+        self.folder = tmp_path
+        workload = self._in(tmp_path)
         asyncio.run(workload.start(Call(service=SERVICE)))
         yield
         asyncio.run(workload.release(Call(service=SERVICE), stopping=True))
@@ -72,7 +71,7 @@ BROKEN_INSPECTIONS = {
 class TestCommand(WorkloadConformance):
     """What runs is a line in a file, and a restart writes another one."""
 
-    runs = 10
+    runs = 5
     inapplicable: ClassVar[Mapping[str, str]] = {"watch": "a command answers when it is asked, and calls nobody"}
 
     @pytest.fixture(autouse=True)

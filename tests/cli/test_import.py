@@ -42,7 +42,10 @@ async def main():
     assert (list(logging.getLogger().handlers), list(logging.getLogger("selfheal").handlers)) == handlers
 
 anyio.run(main)
-assert [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon] == []
+for thread in threading.enumerate():
+    if thread is not threading.main_thread() and not thread.daemon:
+        thread.join(10)
+        assert not thread.is_alive(), thread
 """
     run(code)
 

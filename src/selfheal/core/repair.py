@@ -367,7 +367,8 @@ class Repair:
             e.instance = Instance(id=intended.expected or "", run=Run.UNKNOWN, detail=detail)
         self.desk.move(watch.name, after, f"{intended.action} {settled.value}: {detail}" if detail else settled.value)
         watch.flight = watch.wanted = None
-        self.desk.ready(watch.name)
+        if settled is Settled.SUPERSEDED or (watch.policy is not None and watch.policy.has_workload):
+            self.desk.ready(watch.name)  # else the next check does: at once, it would turn as fast as it is refused
         self.desk.schedule(watch, watch.policy.recheck if watch.policy is not None else None)
 
     def _verify(self, watch: Watch, condition: Condition, settled: Settled, detail: str) -> None:

@@ -398,7 +398,7 @@ class ActionConformance(RemoteDuties):
         async def body(stage: Stage) -> None:
             failing = self.make_failing()
             ended = [] if failing is None else [("failing", await self._run(stage, failing, self.timeout))]
-            for fault, plugin, timeout in self._broken(("refused", "silent", "garbage", "reset")):
+            for fault, plugin, timeout in self._unanswered():
                 ended.append((fault, await self._run(stage, plugin, timeout)))
             for name, outcome in ended:
                 said = outcome.ending is Ending.VALUE or outcome.error is not None
@@ -460,7 +460,7 @@ class NotifierConformance(RemoteDuties):
         async def body(stage: Stage) -> None:
             refusing = self.make_refusing()
             situations = [] if refusing is None else [("refusing", await self._run(stage, refusing, self.timeout))]
-            for fault, plugin, timeout in self._broken(("refused", "silent", "garbage", "reset")):
+            for fault, plugin, timeout in self._unanswered():
                 situations.append((fault, await self._run(stage, plugin, timeout)))
             for name, outcome in situations:
                 if outcome.ending is Ending.VALUE:

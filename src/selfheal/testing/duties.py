@@ -14,6 +14,7 @@ import attrs
 
 from selfheal.shell.plugin_thread import Kind, Outcome
 from selfheal.shell.results import secret_forms
+from selfheal.testing import servers
 from selfheal.testing.stage import FAULTS, SERVICE, Stage, on_every_host
 
 SLACK: Final = 0.1
@@ -129,7 +130,7 @@ class Duties:
             for name in [name for name, _, _ in self._situations()]:
                 for _, plugin, timeout in self._situations(name):
                     for _ in range(3):  # drivers are imported, and pools filled, at the first calls
-                        await self._run(stage, plugin, timeout)
+                        await self._run(stage, plugin, min(timeout, 0.1) if name in FAULTS else timeout)
                 before = await stage.open_now()  # the peer is in this process too: it is counted without
                 for _, plugin, timeout in self._situations(name):
                     for _ in range(self.runs):
@@ -165,6 +166,14 @@ class RemoteDuties(Duties):
                     plugin = self.make_broken(fault, address)
                     if plugin is not None:
                         yield fault, plugin, min(self.timeout, 0.3)
+
+    def _unanswered(self) -> Iterator[tuple[str, Any, float]]:
+        """Yield the situations in which no answer can have come: a reset in the midst of one may have said yes."""
+        yield from self._broken(("refused", "silent", "garbage"))
+        with servers.reset(b"") as address:
+            plugin = self.make_broken("reset", address)
+            if plugin is not None:
+                yield "reset", plugin, min(self.timeout, 0.3)
 
     def test_honours_its_deadline(self) -> None:
         async def body(stage: Stage) -> None:

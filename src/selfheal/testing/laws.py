@@ -7,6 +7,7 @@ is their own account (`witness`), so that a wrong engine cannot agree with them 
 from __future__ import annotations
 
 import json
+from collections import deque
 from math import inf
 
 from selfheal.core.backoff import delay
@@ -65,6 +66,8 @@ from selfheal.testing.simulator import Simulator
 from selfheal.testing.witness import Account
 
 _DOWN = (State.FAILED, State.RECOVERING)
+_TURNS = 20
+"""So many actions of one service, begun twice a second or faster, are an engine that turns on the spot."""
 _NEVER_STARTED = (Settled.SUPERSEDED, Settled.NOT_STARTED)
 
 
@@ -100,6 +103,7 @@ class Laws:
         self.approved: dict[str, str] = {}
         self.over: dict[str, tuple[float, int]] = {}
         self.storm_ended = -inf
+        self.lately: dict[str, deque[float]] = {}
 
     def __call__(self, simulator: Simulator, event: Event, output: Output) -> None:
         """Hold one event and its output to every law."""
@@ -241,9 +245,11 @@ class Laws:
     def _learn_end(self, record: Ended) -> None:
         intended = self.running.pop(record.intent, None)
         seen = self.account.of(record.service)
-        seen.counts_afresh()
-        seen.passes = 0
-        seen.acted_until = record.at
+        if not record.refunded:
+            seen.counts_afresh()
+            seen.passes = 0
+        elif record.settled is Settled.SUPERSEDED:
+            seen.fails, seen.failing_since = 0, inf
         if intended is not None and record.refunded and intended.spends:
             self.spent[record.service].remove(intended)
 
@@ -323,6 +329,10 @@ class Laws:
         if step.effect is not Effect.GENTLE:
             assert seen.cause not in (Cause.AUTH, Cause.CONFIG), f"law 7: {name} is restarted for {seen.cause}"
         assert not step.only_for or seen.cause in step.only_for, f"{step.action} is not for {seen.cause}"
+        lately = self.lately.setdefault(name, deque(maxlen=_TURNS))
+        lately.append(record.at)
+        turns = len(lately) == _TURNS and record.at - lately[0] < _TURNS / 2
+        assert not turns, f"law 5: {_TURNS} actions of {name} begin within {record.at - lately[0]:.1f} s"
         if step.asks:
             approved = self.approved.get(name)
             assert approved == step.action, f"law 13: {step.action} runs; a person was asked for {approved!r}"
@@ -391,7 +401,7 @@ class Laws:
         since = min((account.of(n).became_suspect for n in failing), default=inf)
         if self.storm_ended >= since or len(watched) < len(ledger.fleet.policies):
             return
-        independent = len(watched) - len(failing - lone)
+        independent = len(watched) - len({c for parent in failing for c in ledger.children.get(parent, ())} & failing)
         stormy = len(recent) >= limits.storm_floor and len(recent) >= limits.storm_share * independent
         assert not stormy, f"law 18: acted on while {len(recent)} of {independent} began to fail at once"
 

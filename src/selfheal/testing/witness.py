@@ -39,7 +39,6 @@ class Seen:
     starting_since: float = inf
     inconclusive: int = 0
     failed_at: float = -inf
-    acted_until: float = -inf
 
     @property
     def run(self) -> Run | None:

@@ -1,0 +1,571 @@
+"""Belief and action: from a confirmed failure over the guards to a step, through its verification, back to health."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+import pytest
+
+from selfheal.core.messages import NOTHING, ActionFinished, JournalChanged, RunAction
+from selfheal.core.model import (
+    Backoff,
+    Cause,
+    Dependency,
+    Instance,
+    Purpose,
+    Run,
+    Settled,
+    State,
+    Step,
+)
+from selfheal.core.records import AlertChanged, Ended, IncidentClosed, IncidentOpened, Intended, Moved
+from tests.core.bench import FAILING, FLUSH, PASSING, PEOPLE, RECONNECT, RESTART, UNRUN, WARNING, Hand, failing, running, service
+
+ADMIN = frozenset({"admin"})
+NEEDS_DB = (Dependency(services=("db",)),)
+
+
+def stepped(**changes: Any) -> Hand:
+    """Return a bench where the first step of `db` runs."""
+    hand = Hand(service(**changes))
+    hand.act(instance=running(1) if changes.get("has_workload") else None)
+    return hand
+
+
+# -- belief ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_believed_failure_opens_an_incident_with_the_correlation_of_the_first_failing_check() -> None:
+    hand = Hand(service())
+    hand.well("db")
+    hand.check()
+    correlation = hand.condition().correlation
+    hand.fail()
+    (opened,) = hand.said(IncidentOpened)
+    assert (opened.incident.root, opened.incident.correlation) == ("db", correlation)
+    assert hand.condition().correlation == correlation
+    hand.act()
+    assert hand.said(Intended)[0].correlation == correlation
+
+
+def test_a_belief_says_what_the_check_said() -> None:
+    hand = Hand(service())
+    hand.fail()
+    assert hand.said(Moved)[-1].because == "confirmed: refused"
+    quiet = Hand(service())
+    quiet.fail("db", failing(summary=""))
+    assert quiet.said(Moved)[-1].because == "confirmed"
+
+
+def test_a_failure_confirmed_by_count_waits_for_a_canary_to_vouch() -> None:
+    hand = Hand(service(), canaries=["gateway"])
+    hand.canary("gateway")
+    hand.well("db")
+    hand.want("canary:gateway")
+    while not hand.engine.desk.watches["db"].withheld:
+        hand.check()
+    assert hand.state() is State.UNHEALTHY
+    hand.check("db", PASSING)
+    hand.canary("gateway")
+    hand.canary("gateway")
+    assert hand.state() is State.HEALTHY  # nothing left to believe
+    assert not hand.said(IncidentOpened)
+
+
+def test_what_is_unsteady_is_shown_as_suspect_while_a_canary_is_asked() -> None:
+    hand = Hand(service(), canaries=["gateway"])
+    hand.canary("gateway")
+    hand.well("db")
+    for result in [FAILING, PASSING] * 5:
+        hand.check("db", result)
+    assert hand.reason() == "unsteady"
+    hand.canary("gateway")
+    hand.want("canary:gateway")
+    while hand.state() is State.DEGRADED:
+        hand.check()
+    assert (hand.state(), hand.said(Moved)[-1].because) == (State.UNHEALTHY, "confirmed by count; a canary is asked")
+    hand.canary("gateway")
+    hand.canary("gateway")
+    assert hand.state() is State.FAILED
+
+
+def test_a_canary_that_does_not_answer_confirms_nothing() -> None:
+    hand = Hand(service(), canaries=["gateway"])
+    hand.canary("gateway")
+    hand.well("db")
+    hand.want("canary:gateway")
+    while not hand.engine.desk.watches["db"].withheld:
+        hand.check()
+    hand.canary("gateway", FAILING)
+    assert (hand.state(), list(hand.ledger.holds)) == (State.UNHEALTHY, ["canary"])
+
+
+# -- a step ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_intended_with_every_guards_answer_and_the_instance_it_is_for() -> None:
+    hand = stepped(has_workload=True)
+    (intended,) = hand.said(Intended)
+    assert (intended.intent, intended.expected, intended.action, intended.spends) == ("1/db/1/0", "db#1", "restart", True)
+    assert [answer.guard for answer in intended.guards] == [name for name, _ in hand.engine.explain("db")]
+    assert hand.actions["db"] == RunAction(intent="1/db/1/0", service="db", step=0, expected="db#1", timeout=60.0)
+
+
+def test_a_gentle_step_spends_no_budget() -> None:
+    hand = stepped(steps=(RECONNECT,))
+    assert not hand.said(Intended)[0].spends
+    assert hand.ledger.fleet_spent == []
+
+
+def test_each_step_is_preceded_by_a_fresh_check() -> None:
+    hand = Hand(service())
+    hand.fail()
+    assert hand.engine.in_flight("db") is Purpose.BEFORE_STEP
+    assert not hand.said(Intended)
+    hand.check()
+    assert hand.said(Intended)
+
+
+def test_s22_a_service_that_has_healed_by_then_is_left_alone() -> None:
+    hand = Hand(service(success_threshold=1))
+    hand.fail()
+    hand.check("db", PASSING)
+    assert (hand.state(), hand.said(Intended)) == (State.HEALTHY, [])
+    assert hand.said(IncidentClosed)[0].because == "healed by itself"
+
+
+def test_what_could_not_be_checked_before_a_step_is_looked_at_again_first() -> None:
+    hand = Hand(service())
+    hand.fail()
+    hand.check("db", UNRUN)
+    assert not hand.said(Intended)
+    hand.act()
+
+
+def test_s21_a_step_that_does_not_help_is_followed_by_the_next() -> None:
+    hand = stepped(steps=(RECONNECT, RESTART))
+    hand.finish()
+    hand.act()
+    assert [one.action for one in hand.said(Intended)] == ["reconnect", "restart"]
+    assert hand.condition().attempt == 1
+    assert hand.said(Moved)[-2].because or True
+
+
+def test_s23_what_the_action_says_of_itself_counts_for_nothing() -> None:
+    bad = stepped()
+    bad.finish(settled=Settled.FAILED, detail="exit 1")
+    assert (bad.state(), bad.said(Moved)[-1].because) == (State.RECOVERING, "failed: exit 1")
+    bad.recover()
+    good = stepped()
+    good.finish(settled=Settled.DONE)
+    for _ in range(3):
+        good.check()
+    assert good.state() is State.FAILED
+
+
+def test_checks_after_an_action_begin_when_it_has_settled() -> None:
+    hand = stepped()
+    hand.finish()
+    assert hand.engine.due("db") == hand.now + 15.0
+
+
+def test_two_passes_after_a_step_are_a_repair() -> None:
+    hand = stepped()
+    hand.finish()
+    hand.check("db", PASSING)
+    assert hand.state() is State.RECOVERING
+    hand.check("db", WARNING)
+    assert (hand.state(), hand.reason()) == (State.DEGRADED, "warning")
+    assert hand.said(IncidentClosed)[0].because == "verified"
+
+
+# -- what never started ---------------------------------------------------------------------------------------------
+
+
+def test_another_instance_supersedes_the_step_and_is_observed_first() -> None:
+    hand = stepped(has_workload=True)
+    hand.finish(settled=Settled.SUPERSEDED, detail="another instance runs")
+    assert (hand.state(), hand.reason(), hand.condition().attempt) == (State.FAILED, "held:workload", 0)
+    assert hand.said(Ended)[0].refunded
+    assert (hand.ledger.spent, hand.ledger.fleet_spent) == ({}, [])
+    assert hand.said(Moved)[-2].because == "restart superseded: another instance runs"
+    hand.act(instance=running(2))
+    assert hand.said(Intended)[-1].intent == "1/db/1/0.1"
+
+
+def test_what_could_not_be_stored_is_tried_again_when_it_can_and_costs_nothing() -> None:
+    hand = stepped()
+    hand.feed(JournalChanged(at=hand.now, well=False, detail="disk is full"))
+    hand.finish(settled=Settled.NOT_STARTED)
+    assert (hand.state(), hand.reason(), hand.condition().attempt) == (State.FAILED, "held:journal", 0)
+    assert hand.said(Moved)[-2].because == "not_started"
+    hand.feed(JournalChanged(at=hand.now, well=True))
+    hand.act()
+
+
+def test_a_runner_that_could_not_look_again_leaves_it_unknown_who_runs() -> None:
+    hand = stepped(has_workload=True)
+    hand.finish(settled=Settled.NOT_STARTED, detail="no socket")
+    assert hand.reason() == "held:workload"
+    assert hand.condition().detail == "inspection failed: no socket"
+    assert "db unattended" in hand.alerts
+
+
+def test_a_second_step_that_never_started_keeps_its_attempt_and_the_clock() -> None:
+    hand = stepped(steps=(RECONNECT, RESTART), recovery_timeout=60.0)
+    began = hand.now
+    hand.finish()
+    hand.act()
+    hand.finish(settled=Settled.NOT_STARTED)
+    assert hand.condition().attempt == 1
+    hand.until(began + 61.0)
+    assert hand.reason() == "backoff"
+
+
+def test_people_hear_when_inspection_fails_though_it_was_held_for_another_reason_of_the_workload() -> None:
+    """After a restart nobody knows who runs; when asking fails too, that must not stay unsaid."""
+    hand = stepped(has_workload=True)
+    hand.finish()
+    for _ in range(3):
+        hand.check(instance=running(1))
+    assert hand.reason() == "backoff"
+    hand.restart(down_for=1000.0)
+    assert (hand.reason(), hand.condition().detail) == ("held:workload", "nobody has asked who runs yet")
+    hand.check(instance=Instance(id="", run=Run.UNKNOWN, detail="no socket"))
+    assert hand.condition().detail == "inspection failed: no socket"
+    assert "db unattended" in hand.alerts
+    said = len(hand.records)
+    hand.check(instance=Instance(id="", run=Run.UNKNOWN, detail="no socket, 2nd try"))
+    assert len(hand.records) == said  # once is enough
+
+
+# -- the time of an attempt -----------------------------------------------------------------------------------------
+
+
+def test_s37_an_action_that_outlasts_its_attempt_is_stopped_and_the_attempt_is_over() -> None:
+    hand = stepped(steps=(Step(action="restart", timeout=600.0),), recovery_timeout=60.0)
+    hand.wait(60.0)
+    assert hand.cancelled == ["1/db/1/0"]
+    hand.finish(settled=Settled.TIMED_OUT)
+    assert (hand.state(), hand.reason(), hand.said(Moved)[-2].because) == (State.FAILED, "backoff", "its time was over")
+
+
+def test_an_attempt_that_is_verified_too_long_is_over() -> None:
+    hand = stepped(recovery_timeout=40.0)
+    hand.finish()
+    for _ in range(3):
+        hand.check("db", UNRUN)
+    hand.wait(60.0)
+    assert hand.said(Moved)[-2].because == "recovery_timeout is over"
+
+
+def test_the_clock_stands_while_the_next_step_is_held() -> None:
+    hand = stepped(steps=(RECONNECT, FLUSH), recovery_timeout=60.0)
+    hand.finish()
+    while hand.reason() != "held:approval":
+        hand.check()
+    hand.wait(500.0)
+    assert hand.reason() == "held:approval"
+    hand.ask("approve", "db")
+    hand.act()
+    hand.finish()
+    assert hand.state() is State.RECOVERING
+
+
+# -- waiting for people ---------------------------------------------------------------------------------------------
+
+
+def test_nobody_approves_in_time_and_the_step_is_passed_over() -> None:
+    hand = stepped(steps=(RECONNECT, FLUSH, RESTART))
+    hand.finish()
+    while hand.reason() != "held:approval":
+        hand.check()
+    while "db" not in hand.actions:
+        hand.check()
+    assert [one.action for one in hand.said(Intended)] == ["reconnect", "restart"]
+    assert any(move.because == "nobody approved it in time" for move in hand.said(Moved))
+
+
+def test_when_the_last_step_is_passed_over_the_attempt_is_over() -> None:
+    hand = Hand(service(steps=(FLUSH,)))
+    hand.fail()
+    while hand.reason() != "backoff":
+        hand.check()
+    assert (hand.condition().attempt, hand.said(Intended)) == (1, [])
+
+
+def test_the_clock_of_people_never_ends() -> None:
+    hand = Hand(service(steps=(PEOPLE,)))
+    hand.fail()
+    hand.wait(1e6)
+    assert hand.reason() == "held:approval"
+
+
+def test_a_step_that_fits_no_more_is_not_waited_for() -> None:
+    """It asked about a step for a cause that is another by now."""
+    asks = Step(action="flush", approval=True, only_for=frozenset({Cause.FULL}))
+    hand = Hand(service(steps=(asks,)))
+    hand.fail("db", failing(Cause.FULL))
+    assert hand.reason() == "held:approval"
+    hand.check("db", failing(Cause.ERROR))
+    assert hand.reason() == "held:cause"
+    assert hand.ask("refuse", "db").code == "not_found"
+    hand.check("db", failing(Cause.FULL))
+    assert hand.reason() == "held:approval"
+
+
+# -- parents come back ----------------------------------------------------------------------------------------------
+
+
+def test_s44_dependents_are_looked_at_at_once_and_apart_when_their_parent_is_back() -> None:
+    hand = Hand(service("db"), *(service(name, depends_on=NEEDS_DB, interval=600.0) for name in ("a", "b", "c", "d")))
+    hand.well("d")
+    for name in ("a", "b"):
+        hand.fail(name)
+    hand.check("c")
+    hand.act("db")
+    hand.finish("db")
+    hand.recover("db")
+    back = hand.now
+    assert [round(hand.engine.due(name) - back, 3) for name in ("a", "b", "c")] == [0.0, 0.2, 0.4]
+    assert hand.engine.due("d") - back > 1.0
+    assert hand.condition("a").not_before == back + 30.0
+    assert hand.said(Moved)[-1].because == "held" or True
+    assert hand.evidence("c").failures == 0
+
+
+def test_a_dependent_in_the_middle_of_an_attempt_or_escalated_keeps_its_own_time() -> None:
+    hand = Hand(service("db"), service("api", depends_on=NEEDS_DB, max_retries=1))
+    hand.well("db")
+    hand.fail("api")
+    for _ in range(2):
+        hand.well("db")
+    hand.act("api")
+    hand.finish("api")
+    while hand.state("api") is not State.FAILED:
+        hand.check("api")
+    assert hand.reason("api") == "escalated"
+    before = hand.condition("api").not_before
+    hand.fail("db")
+    hand.recover("db")
+    assert hand.condition("api").not_before == before
+
+
+def test_a_dependent_that_is_being_checked_is_checked_again() -> None:
+    hand = Hand(service("db", success_threshold=1), service("api", depends_on=NEEDS_DB))
+    hand.fail("db")
+    hand.fail("api")
+    if "api" not in hand.checks:
+        hand.until(hand.engine.due("api"))
+    hand.check("db", PASSING)
+    hand.check("api")
+    assert hand.engine.in_flight("api") is Purpose.PARENT
+
+
+def test_a_dependent_that_nobody_watches_is_not_released() -> None:
+    import attrs
+
+    hand = Hand(service("db", success_threshold=1), service("api", depends_on=NEEDS_DB), service("web"))
+    hand.fail("db")
+    hand.restart(fleet=attrs.evolve(hand.fleet, policies=hand.fleet.policies[:1]))
+    hand.recover("db")
+    assert "api" not in hand.checks
+
+
+def test_what_is_two_floors_below_by_two_ways_is_pardoned_once_and_all_the_same() -> None:
+    both = (*NEEDS_DB, Dependency(services=("api",)))
+    hand = Hand(service("db"), service("api", depends_on=NEEDS_DB), service("web", depends_on=both))
+    hand.well("db", "api", "web")
+    for name in ("api", "web"):
+        hand.check(name)
+    hand.act("db")
+    hand.finish("db")
+    hand.recover("db")
+    assert [hand.evidence(name).score for name in ("api", "web")] == [0, 0]
+
+
+# -- in doubt -------------------------------------------------------------------------------------------------------
+
+
+def test_the_end_of_an_unknown_intent_changes_nothing() -> None:
+    hand = Hand(service())
+    assert hand.feed(ActionFinished(at=hand.now, intent="9/db/9/9", settled=Settled.DONE)) is NOTHING
+
+
+def test_an_action_whose_manager_died_may_still_run_and_occupies_its_service_until_its_time_is_over() -> None:
+    hand = stepped()
+    began = hand.now
+    hand.restart(down_for=5.0)
+    unsure = ActionFinished(at=hand.now + 0.2, intent="1/db/1/0", settled=Settled.IN_DOUBT, detail="no probe")
+    assert hand.feed(unsure) is NOTHING
+    assert list(hand.ledger.occupied) == ["db"]
+    hand.until(began + 60.0 + 30.0)
+    (ended,) = hand.said(Ended)
+    assert (ended.settled, ended.refunded) == (Settled.IN_DOUBT, False)
+    assert "db in_doubt" in hand.alerts
+    hand.recover()
+    assert hand.alerts == set()
+
+
+def test_who_cannot_tell_after_the_time_is_over_is_believed_at_once() -> None:
+    hand = stepped()
+    hand.restart(down_for=500.0)
+    hand.feed(ActionFinished(at=hand.now + 0.2, intent="1/db/1/0", settled=Settled.IN_DOUBT, detail="no probe"))
+    assert [one.settled for one in hand.said(Ended)] == [Settled.IN_DOUBT]
+    assert hand.said(AlertChanged)[-1].alert.rule == "in_doubt"
+
+
+def test_a_doubt_in_the_same_run_is_told_once_however_often() -> None:
+    hand = stepped(steps=(RESTART, RESTART))
+    hand.finish(settled=Settled.IN_DOUBT, detail="the connection broke")
+    hand.act()
+    hand.finish(settled=Settled.IN_DOUBT, detail="the connection broke")
+    opened = [one for one in hand.said(AlertChanged) if one.alert.rule == "in_doubt" and one.open]
+    assert len(opened) == 1
+
+
+def test_an_orphan_that_was_settled_meanwhile_is_left_alone() -> None:
+    hand = stepped()
+    hand.restart(down_for=5.0)
+    hand.feed(ActionFinished(at=hand.now + 0.2, intent="1/db/1/0", settled=Settled.DONE))
+    hand.engine.repair.orphan("1/db/1/0")
+    hand.wait(500.0)
+    assert [one.settled for one in hand.said(Ended)] == [Settled.DONE]
+
+
+# -- switched off, gone, passed by force ----------------------------------------------------------------------------
+
+
+def test_the_end_of_an_action_of_a_service_that_was_switched_off_and_on_lets_it_be_checked() -> None:
+    hand = stepped()
+    hand.ask("disable", "db")
+    hand.ask("enable", "db")
+    hand.well("db")
+    hand.finish()
+    assert hand.engine.in_flight("db") is Purpose.ROUTINE
+    assert hand.state() is State.HEALTHY
+
+
+def test_the_end_of_an_action_of_a_service_that_is_off_or_gone_is_only_kept() -> None:
+    off = stepped()
+    off.ask("disable", "db")
+    off.finish()
+    assert (off.state(), off.engine.in_flight("db")) == (State.DISABLED, None)
+    gone = stepped()
+    gone.propose(confirmed=True)
+    gone.finish()
+    assert [one.settled for one in gone.said(Ended)] == [Settled.DONE]
+
+
+def test_a_service_that_lost_its_ladder_while_it_was_forced_is_left_alone() -> None:
+    hand = Hand(service())
+    hand.fail()
+    hand.feed(JournalChanged(at=hand.now, well=False))
+    hand.check()
+    hand.ask("recover", "db", override=frozenset({"observe"}), scopes=ADMIN)
+    hand.propose(service(steps=()))
+    hand.feed(JournalChanged(at=hand.now, well=True))
+    hand.check()
+    assert not hand.actions
+
+
+def test_who_leaves_the_fleet_together_with_what_it_waits_for_is_forgotten() -> None:
+    hand = Hand(service("db"), service("api", depends_on=NEEDS_DB), service("web"))
+    hand.fail("db")
+    hand.fail("api")
+    assert hand.reason("api") == "waiting-for:db"
+    hand.propose(service("web"), confirmed=True)
+    assert set(hand.ledger.conditions) == {"web"}
+
+
+# -- attempts, backoff, relapses ------------------------------------------------------------------------------------
+
+
+def rounds(hand: Hand, number: int) -> list[float]:
+    """Let attempts fail; return how long each wait was."""
+    waits = []
+    for _ in range(number):
+        hand.act()
+        hand.finish()
+        while hand.state() is not State.FAILED:
+            hand.check()
+        waits.append(hand.condition().not_before - hand.now)
+    return waits
+
+
+def test_s33_each_attempt_waits_longer_then_people_are_called_and_it_is_tried_slowly() -> None:
+    hand = Hand(service(budgets=()), budget_floor=99)
+    assert rounds(hand, 5) == pytest.approx([10.0, 20.0, 900.0, 900.0, 900.0])
+    assert hand.reason() == "escalated"
+    assert len([one for one in hand.said(AlertChanged) if one.alert.rule == "unattended" and one.open]) == 1
+
+
+def test_without_a_slow_retry_it_is_only_checked_and_health_clears_it() -> None:
+    hand = Hand(service(max_retries=1, slow_retry=None))
+    assert rounds(hand, 1) == [inf]
+    hand.wait(1e5)
+    assert hand.reason() == "escalated"
+    hand.recover()
+    assert hand.state() is State.HEALTHY
+
+
+def test_a_relapse_in_probation_goes_on_where_it_was() -> None:
+    hand = stepped()
+    hand.finish()
+    hand.recover()
+    hand.fail()
+    assert hand.said(IncidentOpened)[-1].incident.reopened == 1
+    assert hand.condition().attempt == 1
+    assert hand.condition().not_before == pytest.approx(hand.now + 10.0)
+    hand.act()
+    assert hand.said(Intended)[-1].intent == "1/db/2/0"
+
+
+@pytest.mark.parametrize(("slow_retry", "wait"), [(900.0, 900.0), (None, inf)])
+def test_a_relapse_of_what_had_used_its_attempts_is_tried_slowly(slow_retry: float | None, wait: float) -> None:
+    hand = Hand(service(max_retries=1, slow_retry=slow_retry))
+    hand.act()
+    hand.finish()
+    hand.recover()
+    hand.fail()
+    assert hand.condition().not_before == pytest.approx(hand.now + wait)
+    hand.check()
+    assert hand.reason() == "escalated"
+
+
+def test_after_ten_minutes_of_health_the_backoff_is_forgotten() -> None:
+    def level_after(health: float) -> int:
+        hand = Hand(service(probation=0.0))
+        hand.act()
+        hand.finish()
+        hand.recover()
+        until = hand.now + health
+        while hand.engine.due("db") < until:
+            hand.well("db")
+        hand.fail()
+        return hand.condition().level
+
+    assert level_after(300.0) == 1
+    assert level_after(650.0) == 0
+
+
+def test_jitter_spreads_equal_services() -> None:
+    """S34: ten services with equal settings that fail together do not retry together."""
+    names = [f"s{number}" for number in range(10)]
+    hand = Hand(
+        *(service(name, backoff=Backoff()) for name in names),
+        max_concurrent_recoveries=10,
+        budget_floor=99,
+        storm_floor=99,
+    )
+    waits = set()
+    for name in names:
+        hand.act(name)
+        hand.finish(name, took=0.0)
+    for name in names:
+        while hand.state(name) is not State.FAILED:
+            hand.check(name)
+        waits.add(round(hand.condition(name).not_before - hand.condition(name).since, 3))
+    assert len(waits) == 10
+    assert all(5.0 <= wait <= 10.0 for wait in waits)
