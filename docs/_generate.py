@@ -494,12 +494,18 @@ def public_names(module: types.ModuleType) -> list[str]:
     ]
 
 
+def signature_of(function: Callable[..., Any]) -> str:
+    """Return a signature as text; the members of a set in it are sorted, for their order differs from run to run."""
+    text = str(inspect.signature(function)).replace("'", "")
+    return re.sub(r"\{([a-z_, ]+)\}", lambda match: "{" + ", ".join(sorted(match[1].split(", "))) + "}", text)
+
+
 def _methods(owner: str, cls: type) -> Iterator[tuple[str, str]]:
     for name, value in vars(cls).items():
         function = getattr(value, "__func__", value)
         if name.startswith("_") or not inspect.isfunction(function):
             continue
-        sign = str(inspect.signature(function)).replace("'", "").replace("(self, ", "(").replace("(self)", "()")
+        sign = signature_of(function).replace("(self, ", "(").replace("(self)", "()")
         asynchronous = "async " if inspect.iscoroutinefunction(function) else ""
         yield code(f"{asynchronous}{owner}.{name}{sign}"), prose(value.__doc__)
 
@@ -560,8 +566,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "policy": classes(MODEL, "Policy", "Backoff", "Budget", "Window", "Dependency", "Step"),
     "fleet": classes(MODEL, "Limits", "Canary"),
     "fleet_table": classes("selfheal.config.build", "FleetTable"),
-    "notifier_table": classes("selfheal.config.build", "Route"),
-    "maintenance_table": classes("selfheal.config.build", "MaintenanceTable"),
+    "notifier_table": classes("selfheal.core.routing", "Route"),
+    "maintenance_table": classes("selfheal.calendar", "MaintenanceWindow"),
     "routes": classes("selfheal.core.routing", "Route"),
     "tls": classes("selfheal.wire", "Tls", "Target"),
     "checks": kinds("checks"),

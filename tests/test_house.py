@@ -21,9 +21,12 @@ LINES_OF_A_FILE = 600
 LINES_OF_A_FUNCTION = 70
 
 FORBIDDEN_NAMES = re.compile(
-    r"(?:Manager|Helper|Util|Utils|Handler|Base[A-Z]\w*|\w+Impl)$|^Base[A-Z]|^do_|_impl$|_helper$"
+    r"(?:Manager|Helper|Util|Utils|Handler|Base[A-Z]\w*|\w+Impl)$|^Base[A-Z]|^do_(?![A-Z]+$)|_impl$|_helper$"
 )
-"""Names that say nothing: what manages, helps, handles or is a base has a name of its own."""
+"""Names that say nothing: what manages, helps, handles or is a base has a name of its own.
+
+`do_GET` is the word of http.server.
+"""
 
 FORBIDDEN_FILES = frozenset({"utils", "helpers", "common", "misc", "types", "constants", "base", "exceptions"})
 

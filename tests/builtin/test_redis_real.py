@@ -53,7 +53,7 @@ class Redis:
         until(lambda: (said := self.ask("PING")) and not said.startswith(b"-LOADING"), "Redis answers")
 
     def ask(self, *words: str) -> bytes:
-        """Send one command on its own connection; return the first line of the answer, or nothing where there is none."""
+        """Send one command on its own connection; return the first line of the answer, empty without one."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5.0) as connection:
                 parts = [f"${len(word)}\r\n{word}\r\n" for word in words]
@@ -119,14 +119,14 @@ def test_a_kept_connection_carries_one_check_after_another(redis: Redis, turned:
 
 
 def test_a_password_is_given_from_the_url_or_as_a_secret_and_to_a_user(redis: Redis, turned: Turned) -> None:
-    redis.start("--requirepass", "sesame", "--user", "watcher on >sesame -@all +ping")
+    redis.start("--requirepass", "sesame", "--user", "watcher", "on", ">sesame", "-@all", "+ping")
     assert turned.run(RedisPing(url=redis.url.replace("//", "//:sesame@"))) is PASSING
     assert turned.run(RedisPing(url=redis.url, password=Secret("sesame"))) is PASSING
     assert turned.run(RedisPing(url=redis.url.replace("//", "//watcher:sesame@"))) is PASSING
 
 
 def test_a_missing_or_wrong_password_is_no_outage_but_auth(redis: Redis, turned: Turned) -> None:
-    redis.start("--requirepass", "sesame", "--user", "mute on >sesame -@all")
+    redis.start("--requirepass", "sesame", "--user", "mute", "on", ">sesame", "-@all")
     with shown(turned, RedisPing(url=redis.url), Cause.AUTH) as said:
         assert "NOAUTH" in said
     with shown(turned, RedisPing(url=redis.url, password=Secret(WRONG)), Cause.AUTH) as said:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import attrs
@@ -196,9 +196,25 @@ class Hand:
             self.check(name, result, instance)
         raise AssertionError(f"{name} is not believed to be down: {self.condition(name)}")
 
+    def until_true(self, done: Callable[[], bool], name: str = "db", result: CheckResult = FAILING) -> None:
+        """Let a service fail its checks until something is so."""
+        for _ in range(400):
+            if done():
+                return
+            self.check(name, result)
+        raise AssertionError(f"it never is so: {self.condition(name)}")
+
+    def reach(self, reason: str, name: str = "db", result: CheckResult = FAILING, instance: Instance | None = None) -> None:
+        """Let a service fail its checks until it is held for this reason."""
+        for _ in range(400):
+            if self.reason(name) == reason:
+                return
+            self.check(name, result, instance)
+        raise AssertionError(f"{name} never gets to {reason!r}: {self.condition(name)}")
+
     def act(self, name: str = "db", result: CheckResult = FAILING, instance: Instance | None = None) -> RunAction:
         """Let a service fail its checks until a step begins; return the command."""
-        for _ in range(50):
+        for _ in range(400):
             if name in self.actions:
                 return self.actions[name]
             self.check(name, result, instance)

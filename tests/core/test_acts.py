@@ -94,8 +94,7 @@ def test_a_recovery_is_forced_past_the_backoff_after_a_fresh_check() -> None:
     hand = down()
     hand.act()
     hand.finish()
-    while hand.state() is not State.FAILED:
-        hand.check()
+    hand.fail()
     assert hand.reason() == "backoff"
     assert hand.ask("recover", "db").accepted
     hand.act()
@@ -282,8 +281,7 @@ def test_any_suppression_can_be_lifted_by_its_id(hand: Hand) -> None:
 def asking(*steps: Step, **changes: Any) -> Hand:
     hand = Hand(service(steps=steps, **changes))
     hand.fail()
-    while hand.reason() != "held:approval":
-        hand.check()
+    hand.reach("held:approval")
     return hand
 
 

@@ -341,8 +341,7 @@ def test_those_whose_time_comes_at_once_pass_one_ready_set_by_priority() -> None
     hand.recover("other")
     for name in ("low", "high"):
         hand.fail(name)
-        while hand.reason(name) != "held:budget":
-            hand.check(name)
+        hand.reach("held:budget", name)
     opens = hand.said(Intended)[0].at + 600.0
     while hand.engine.deadline < opens:
         hand.until(hand.engine.deadline)

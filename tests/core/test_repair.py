@@ -63,8 +63,7 @@ def test_a_failure_confirmed_by_count_waits_for_a_canary_to_vouch() -> None:
     hand.canary("gateway")
     hand.well("db")
     hand.want("canary:gateway")
-    while not hand.engine.desk.watches["db"].withheld:
-        hand.check()
+    hand.until_true(lambda: hand.engine.desk.watches["db"].withheld)
     assert hand.state() is State.UNHEALTHY
     hand.check("db", PASSING)
     hand.canary("gateway")
@@ -82,8 +81,7 @@ def test_what_is_unsteady_is_shown_as_suspect_while_a_canary_is_asked() -> None:
     assert hand.reason() == "unsteady"
     hand.canary("gateway")
     hand.want("canary:gateway")
-    while hand.state() is State.DEGRADED:
-        hand.check()
+    hand.until_true(lambda: hand.state() is not State.DEGRADED)
     assert (hand.state(), hand.said(Moved)[-1].because) == (State.UNHEALTHY, "confirmed by count; a canary is asked")
     hand.canary("gateway")
     hand.canary("gateway")
@@ -95,8 +93,7 @@ def test_a_canary_that_does_not_answer_confirms_nothing() -> None:
     hand.canary("gateway")
     hand.well("db")
     hand.want("canary:gateway")
-    while not hand.engine.desk.watches["db"].withheld:
-        hand.check()
+    hand.until_true(lambda: hand.engine.desk.watches["db"].withheld)
     hand.canary("gateway", FAILING)
     assert (hand.state(), list(hand.ledger.holds)) == (State.UNHEALTHY, ["canary"])
 
@@ -263,8 +260,7 @@ def test_an_attempt_that_is_verified_too_long_is_over() -> None:
 def test_the_clock_stands_while_the_next_step_is_held() -> None:
     hand = stepped(steps=(RECONNECT, FLUSH), recovery_timeout=60.0)
     hand.finish()
-    while hand.reason() != "held:approval":
-        hand.check()
+    hand.reach("held:approval")
     hand.wait(500.0)
     assert hand.reason() == "held:approval"
     hand.ask("approve", "db")
@@ -279,10 +275,8 @@ def test_the_clock_stands_while_the_next_step_is_held() -> None:
 def test_nobody_approves_in_time_and_the_step_is_passed_over() -> None:
     hand = stepped(steps=(RECONNECT, FLUSH, RESTART))
     hand.finish()
-    while hand.reason() != "held:approval":
-        hand.check()
-    while "db" not in hand.actions:
-        hand.check()
+    hand.reach("held:approval")
+    hand.act()
     assert [one.action for one in hand.said(Intended)] == ["reconnect", "restart"]
     assert any(move.because == "nobody approved it in time" for move in hand.said(Moved))
 
@@ -290,8 +284,7 @@ def test_nobody_approves_in_time_and_the_step_is_passed_over() -> None:
 def test_when_the_last_step_is_passed_over_the_attempt_is_over() -> None:
     hand = Hand(service(steps=(FLUSH,)))
     hand.fail()
-    while hand.reason() != "backoff":
-        hand.check()
+    hand.reach("backoff")
     assert (hand.condition().attempt, hand.said(Intended)) == (1, [])
 
 
@@ -343,8 +336,7 @@ def test_a_dependent_in_the_middle_of_an_attempt_or_escalated_keeps_its_own_time
         hand.well("db")
     hand.act("api")
     hand.finish("api")
-    while hand.state("api") is not State.FAILED:
-        hand.check("api")
+    hand.fail("api")
     assert hand.reason("api") == "escalated"
     before = hand.condition("api").not_before
     hand.fail("db")
@@ -488,8 +480,7 @@ def rounds(hand: Hand, number: int) -> list[float]:
     for _ in range(number):
         hand.act()
         hand.finish()
-        while hand.state() is not State.FAILED:
-            hand.check()
+        hand.fail()
         waits.append(hand.condition().not_before - hand.now)
     return waits
 
@@ -564,8 +555,7 @@ def test_jitter_spreads_equal_services() -> None:
         hand.act(name)
         hand.finish(name, took=0.0)
     for name in names:
-        while hand.state(name) is not State.FAILED:
-            hand.check(name)
+        hand.fail(name)
         waits.add(round(hand.condition(name).not_before - hand.condition(name).since, 3))
     assert len(waits) == 10
     assert all(5.0 <= wait <= 10.0 for wait in waits)

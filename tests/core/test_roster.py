@@ -66,8 +66,7 @@ def test_s60_a_failed_service_is_taken_up_where_it_was_left() -> None:
     hand = Hand(service(budgets=(Budget(limit=1, per=3600.0),)))
     hand.act()
     hand.finish()
-    while hand.reason() != "held:budget":
-        hand.check()
+    hand.reach("held:budget")
     before = hand.condition()
     hand.restart(down_for=100.0)
     hand.check()

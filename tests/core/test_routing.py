@@ -22,15 +22,13 @@ from selfheal.core.records import (
 )
 from selfheal.core.routing import (
     IN_DOUBT,
-    LOST_AFTER,
     OWED_FIRST,
     REFUSED,
     REMEMBERED,
-    Deliver,
     DeliveryFinished,
-    Route,
     Router,
 )
+from selfheal.core.talks import LOST_AFTER, Deliver, Route
 
 HOUR = 3600.0
 DAY = 86400.0
@@ -248,21 +246,6 @@ def test_a_route_may_do_without_resolutions() -> None:
     story = Story(Route(notifier="oncall", send_resolved=False)).opened(alert(1), 0.0).resolved(alert(1), 60.0)
     assert story.until(DAY).told() == [(30.0, FIRING)]
     assert story.router.deadline == inf
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"escalate_after": 60.0},
-        {"escalate_to": "boss"},
-        {"escalate_after": 60.0, "escalate_to": "oncall"},
-        {"group_interval": 0.0},
-        {"repeat_interval": -1.0},
-    ],
-)
-def test_a_route_that_cannot_work_is_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"escalate_|_interval"):
-        Route(notifier="oncall", **bad)
 
 
 # -- acknowledging and escalating ------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from selfheal.core.records import (
     encode,
     record_bytes,
 )
-from selfheal.core.routing import Deliver, DeliveryFinished, Route, Router
+from selfheal.core.routing import DeliveryFinished, Router
+from selfheal.core.talks import Deliver, Route
 
 ROUTES = (
     Route(

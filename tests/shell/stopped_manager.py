@@ -86,17 +86,22 @@ async def live(folder: Path, address: str) -> None:
     supervisor = Supervisor(journal=folder / "selfheal.db")
     if address == "lone":
         lone: dict[str, Any] = {**OPTIONS, "interval": 3600.0, "timeout": 30.0, "recheck": 3600.0}
-        supervisor.service("lone", **lone)(Impatient())  # type: ignore[type-var]  # a check object is no function
+        supervisor.service("lone", **lone)(Impatient())  # type: ignore[type-var]  # a check object, and no function
         async with supervisor:
             await anyio.to_thread.run_sync(sys.stdin.readline)
         return
-    checks = {"wire": HttpCheck(url=f"http://{address}/"), "coroutine": Slow(), "thread": well, "called": well_soon}
+    checks: dict[str, Any] = {
+        "wire": HttpCheck(url=f"http://{address}/"),
+        "coroutine": Slow(),
+        "thread": well,
+        "called": well_soon,
+    }
     for name, check in checks.items():
         workload = Standing(restarts=folder / "restarts")
         for place in range(5):
             supervisor.service(f"{name}-{place}", workload=workload, recovery_actions=["restart"], **OPTIONS)(check)
     async with supervisor:
-        while (await supervisor.ask("status"))["counts"]["healthy"] < 20:
+        while (await supervisor.ask("status"))["counts"]["healthy"] < 20:  # noqa: ASYNC110  # nothing tells
             await anyio.sleep(0.05)
         print("ready", flush=True)
         await anyio.to_thread.run_sync(sys.stdin.readline)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.abc
+import anyio.to_thread
 import pytest
 
 from selfheal import Service, Supervisor
@@ -63,9 +63,13 @@ class Heard:
 
     def __init__(self) -> None:
         self.told: list[Told] = []
+        self.last = 0
         self._more = anyio.Event()
 
     def add(self, told: Told) -> None:
+        if told.seq is not None and told.seq <= self.last:
+            return  # it was read from the journal
+        self.last = told.seq or self.last
         self.told.append(told)
         self._more.set()
         self._more = anyio.Event()
@@ -103,11 +107,16 @@ class Heard:
 
 @asynccontextmanager
 async def hearing(supervisor: Supervisor) -> AsyncIterator[Heard]:
-    """Hear every record from now on."""
+    """Hear every record: those that are stored already, and from now on."""
     heard = Heard()
+    running = supervisor._running
+    assert running is not None
 
     async def listen(started: Callable[[], None]) -> None:
         async with supervisor.records() as records:
+            reader = running.journal.reader
+            for one in await anyio.to_thread.run_sync(lambda: reader.records(limit=100_000)):
+                heard.add(Told(seq=one.seq, number=one.number, wall=one.wall, record=one.record))
             started()
             async for told in records:
                 heard.add(told)
@@ -118,13 +127,6 @@ async def hearing(supervisor: Supervisor) -> AsyncIterator[Heard]:
         await ready.wait()
         yield heard
         tasks.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def heard_from_the_start(supervisor: Supervisor) -> AsyncIterator[Heard]:
-    """Enter a supervisor and hear it; what it said before is asked for."""
-    async with supervisor, hearing(supervisor) as heard:
-        yield heard
 
 
 async def state_of(supervisor: Supervisor, service: str) -> dict[str, Any]:

@@ -15,11 +15,11 @@ import anyio
 import attrs
 import pytest
 
-from selfheal import ActionContext, Supervisor
+from selfheal import CheckContext, CheckResult, Service, Supervisor
 from selfheal.builtin.process import ProcessWorkload
 from selfheal.builtin.process_check import ProcessCheck
 from selfheal.core.messages import WatchReported
-from selfheal.core.model import Instance, Run
+from selfheal.core.model import PASSING, Backoff, Instance, Limits, Run
 from selfheal.journal import SqliteStore
 from selfheal.plugins import Context
 from selfheal.shell import watch
@@ -32,19 +32,23 @@ else:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
-PATIENT: dict[str, Any] = {**QUICK, "interval": 30.0, "timeout": 1.0, "failure_threshold": 3}
+PATIENT: dict[str, Any] = {
+    **QUICK,
+    "interval": 30.0,
+    "timeout": 1.0,
+    "failure_threshold": 3,
+    "backoff": Backoff(initial=0.0, cap=0.0),
+}
 """Polling alone would take a minute and a half."""
 
 
 async def test_from_the_death_of_a_process_to_the_intent_are_milliseconds(tmp_path: Path) -> None:
     workload = ProcessWorkload(command=["sleep", "600"], output=Path(os.devnull))
-    from selfheal import Service
-
     service = Service("program", check=ProcessCheck(restarts=1000), workload=workload, recovery_actions=RESTART,
                       **PATIENT)  # fmt: skip
     took: list[float] = []
     whole: list[float] = []
-    limits = _roomy()
+    limits = Limits(budget_floor=1000)
     async with (
         Supervisor([service], journal=tmp_path / "selfheal.db", limits=limits) as supervisor,
         hearing(supervisor) as heard,
@@ -68,12 +72,6 @@ async def test_from_the_death_of_a_process_to_the_intent_are_milliseconds(tmp_pa
         f"[{milliseconds[0]:.1f}-{milliseconds[-1]:.1f}]; to the end of the restart: {statistics.median(ends):.1f} ms"
     )
     assert milliseconds[-1] < 1000.0
-
-
-def _roomy() -> Any:
-    from selfheal.core.model import Limits
-
-    return Limits(budget_floor=1000)
 
 
 @attrs.frozen(kw_only=True)
@@ -109,27 +107,38 @@ async def test_a_watch_that_ends_starts_anew(how: str, monkeypatch: pytest.Monke
         await until_state(supervisor, "api", "healthy")
 
 
-async def test_a_watch_that_blocks_its_loop_starts_anew_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_watch_whose_loop_another_plugin_blocks_starts_anew_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "AGAIN", (0.1, 0.4))
-    begun: list[float] = []
+    blocked: list[float] = []
 
     @attrs.frozen(kw_only=True)
-    class Blocking(ScriptedWorkload):
+    class Blocking:
         kind: ClassVar[str] = "blocking"
 
-        async def watch(self, context: Context) -> AsyncIterator[Instance]:
-            begun.append(time.monotonic())
-            if len(begun) == 1:
+        async def check(self, context: CheckContext) -> CheckResult:
+            if not blocked:
+                blocked.append(time.monotonic())
                 time.sleep(1.0)  # noqa: ASYNC251  # the plugin's fault is the subject
-            await asyncio.sleep(3600)
-            yield self.current
+            return PASSING
 
-    other = ScriptedCheck()
-    services = [quick("blocks", check=Switch(), workload=Blocking()), quick("other", check=other)]
+    @attrs.frozen(kw_only=True)
+    class Listening(ScriptedWorkload):
+        kind: ClassVar[str] = "listening"
+        begun: list[float] = attrs.field(factory=list, eq=False)
+
+        async def watch(self, context: Context) -> AsyncIterator[Instance]:
+            self.begun.append(time.monotonic())
+            async for instance in super().watch(context):
+                yield instance
+
+    workload = Listening()
+    services = [
+        quick("heard", check=ScriptedCheck(), workload=workload, recovery_actions=RESTART),
+        quick("blocks", check=Blocking(), timeout=0.19),
+    ]
     async with Supervisor(services, journal=None) as supervisor:
-        await until(lambda: len(begun) == 2, what="the second watch")
-        calls = len(other.contexts)
-        await until(lambda: len(other.contexts) > calls + 1, what="the checks of the other")
+        await until(lambda: len(workload.begun) == 2, what="the second watch")
+        await until_state(supervisor, "heard", "healthy")
         assert any("blocks its loop" in line for line in (await supervisor.ask("health"))["plugins"])
 
 
@@ -191,7 +200,3 @@ def _reports(path: Path) -> list[str]:
         return [b.input.instance.id for b in store.batches() if isinstance(b.input, WatchReported) and b.input.instance]
     finally:
         store.close()
-
-
-async def _unused(context: ActionContext) -> None:
-    """Keep the type in use."""

@@ -195,18 +195,7 @@ async def run(
     arguments = checked(arguments)
     token = secrets.token_hex(8)
     environment = {**(surroundings({}) if environment is None else environment), RUN_MARK: token}
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    try:
-        source = _given(stdin)
-        try:
-            pid = launch(arguments, environment=environment, cwd=cwd, stdin=source, output=writing)
-        finally:
-            os.close(source)
-    except BaseException:
-        os.close(reading)
-        raise
-    finally:
-        os.close(writing)
+    pid, reading = _begin(arguments, environment=environment, cwd=cwd, stdin=stdin)
     try:
         seen = proc.look(pid)
         descriptor = proc.hold(seen.identity) if seen is not None and seen.parent == os.getpid() else None
@@ -248,6 +237,24 @@ async def run(
         truncated=output.truncated,
         escaped=escaped,
     )
+
+
+def _begin(
+    arguments: Sequence[str], *, environment: Mapping[str, str], cwd: Path | None, stdin: bytes | None
+) -> tuple[int, int]:
+    """Start a program; return its pid and the descriptor that its output is read from. Raises `OSError`."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    try:
+        source = _given(stdin)
+        try:
+            return launch(arguments, environment=environment, cwd=cwd, stdin=source, output=writing), reading
+        finally:
+            os.close(source)
+    except BaseException:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
 
 
 def _given(stdin: bytes | None) -> int:

@@ -289,7 +289,7 @@ def _defaults(cls: type[Any]) -> tuple[tuple[str, Any], ...]:
         default = field.default
         if default is attrs.NOTHING or cls in WHOLE:
             default = missing
-        elif isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        elif isinstance(default, attrs.Factory):  # type: ignore[arg-type]  # its stub calls this class a function
             default = default.factory()
         out.append((field.name, default))
     return tuple(out)

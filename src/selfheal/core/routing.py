@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from hashlib import blake2s
-from math import ceil, inf
+from math import inf
 from typing import Final, TypeAlias
 
 import attrs
@@ -38,7 +38,7 @@ import attrs
 from selfheal.core import routing_words
 from selfheal.core.agenda import Agenda
 from selfheal.core.messages import TimePassed
-from selfheal.core.model import Alert, Binds, Notification, Phase, Severity, Suppression, seconds
+from selfheal.core.model import Alert, Binds, Notification, Phase, Severity, Suppression
 from selfheal.core.records import (
     AlertChanged,
     Delivered,
@@ -47,12 +47,22 @@ from selfheal.core.records import (
     Record,
     SuppressionChanged,
 )
+from selfheal.core.talks import Deliver, Known, Route, Talk
+
+__all__ = [
+    "IN_DOUBT",
+    "OWED_FIRST",
+    "REFUSED",
+    "REMEMBERED",
+    "Deliver",
+    "DeliveryFinished",
+    "Route",
+    "Router",
+    "RouterOutput",
+]
 
 REFUSED: Final = "refused for good: "
 """How the error of a `Delivered` begins when trying again was of no use: nobody was told."""
-
-LOST_AFTER: Final = 90_000.0
-"""Seconds after which a message whose end was not reported counts as refused. The outbox gives up within 24 h."""
 
 IN_DOUBT: Final = 3600.0
 """Seconds for which a FIRING without an end may have been on its way when we died: so long does the outbox try it."""
@@ -79,15 +89,6 @@ class DeliveryFinished:
     permanent: bool = False
 
 
-@attrs.frozen(kw_only=True)
-class Deliver:
-    """Hand a notification to a notifier. `alerts` are the ids it tells of, or whose end it tells."""
-
-    notifier: str
-    notification: Notification
-    alerts: tuple[str, ...] = ()
-
-
 @attrs.frozen
 class RouterOutput:
     """What one input caused: records to store, and messages for the outbox, in order."""
@@ -99,159 +100,6 @@ class RouterOutput:
 RouterEvent: TypeAlias = Record | TimePassed | DeliveryFinished
 
 
-def _severities(values: Iterable[Severity]) -> frozenset[Severity]:
-    return frozenset(values)
-
-
-@attrs.frozen(kw_only=True)
-class Route:
-    """What one notifier is told, and how patiently. Of several of one notifier the first that takes an alert counts.
-
-    `services` None takes all, and the fleet's own alerts with them; an empty tuple takes none (law 19). Grouping in
-    seconds (30, 300, 14,400) is as in Alertmanager. `critical_at_once` spares critical alerts both waits. After
-    `escalate_after` seconds without an acknowledgement the talk is opened with `escalate_to` as well.
-    """
-
-    notifier: str
-    severities: frozenset[Severity] = attrs.field(default=frozenset(Severity), converter=_severities)
-    services: tuple[str, ...] | None = None
-    group_wait: float = seconds(30.0)
-    group_interval: float = seconds(300.0, 1.0)
-    repeat_interval: float = seconds(14_400.0, 1.0)
-    critical_at_once: bool = True
-    send_resolved: bool = True
-    escalate_after: float | None = seconds(None, 1.0)
-    escalate_to: str = ""
-
-    def __attrs_post_init__(self) -> None:
-        if (self.escalate_after is None) != (not self.escalate_to):
-            raise ValueError("escalate_after and escalate_to: give both, or neither")
-        if self.escalate_to == self.notifier:
-            raise ValueError(f"escalate_to: {self.notifier!r} is who does not answer; name another notifier")
-
-    def takes(self, alert: Alert) -> bool:
-        """Whether this notifier is told of `alert`."""
-        return alert.severity in self.severities and (self.services is None or alert.service in self.services)
-
-
-@attrs.define(eq=False)
-class _Known:
-    """An open alert: since when we know it, under which services a silence finds it, and which talks have it."""
-
-    alert: Alert
-    seen: float
-    places: tuple[str, ...] = ()
-    talks: dict[tuple[str, str], _Talk] = attrs.field(factory=dict)
-
-
-@attrs.define(eq=False)
-class _Talk:
-    """One matter with one notifier. `news` are open alerts to tell, and from when on; `told` those that were.
-
-    `tried` are the open ones that some message of this round had, whether it arrived or not: they are no news.
-    """
-
-    route: Route
-    key: str
-    service: str
-    incident: int | None
-    correlation: str = ""
-    at_once: bool = False
-    folded: bool = False
-    open: dict[str, _Known] = attrs.field(factory=dict)
-    unacknowledged: dict[str, None] = attrs.field(factory=dict)
-    news: dict[str, float] = attrs.field(factory=dict)
-    ready: float = inf
-    owed_at: float = inf
-    owed: Deliver | None = None
-    tries: int = 0
-    because: str = ""
-    # the round
-    round: str = ""
-    number: int = 0
-    first: float = inf
-    last: float = inf
-    in_flight: Deliver | None = None
-    offered: float = inf
-    known: bool = False
-    perhaps: bool = False
-    escalated: bool = False
-    tried: dict[str, None] = attrs.field(factory=dict)
-    told: dict[str, None] = attrs.field(factory=dict)
-    who: dict[str, None] = attrs.field(factory=dict)
-    worst: Severity = Severity.LOW
-    since: float = inf
-    receipt: str | None = None
-
-    @property
-    def name(self) -> tuple[str, str]:
-        return self.route.notifier, self.key
-
-    @property
-    def begun(self) -> bool:
-        return self.first < inf
-
-    @property
-    def message_due(self) -> float:
-        """When the next message may be due: early rather than late, because `ready` may have been for what is gone."""
-        if self.in_flight is not None:
-            return self.offered + LOST_AFTER
-        if not self.open:
-            return self.owed_at
-        return min(self.ready, self.repeat_due)
-
-    @property
-    def repeat_due(self) -> float:
-        waits = self.unacknowledged and not self.folded
-        return self.last + self.route.repeat_interval if waits else inf
-
-    @property
-    def escalation_due(self) -> float:
-        if self.route.escalate_after is None or self.escalated or self.folded or not self.unacknowledged:
-            return inf
-        return self.first + self.route.escalate_after
-
-    def has_told(self, id_: str) -> bool:
-        """Whether the notifier was told of an alert, or is being told."""
-        return id_ in self.told or (self.in_flight is not None and id_ in self.in_flight.alerts)
-
-    def wait_for(self, alert: Alert, now: float, seen: float) -> float:
-        """When an alert that is news since `now` may be told."""
-        if self.at_once or (self.route.critical_at_once and alert.severity is Severity.CRITICAL):
-            return now
-        if not self.begun:
-            return max(now, seen + self.route.group_wait)
-        every = self.route.group_interval
-        return max(now, self.first + every * max(1, ceil((now - self.first) / every)))
-
-    def sort(self, known: _Known, now: float, *, muted: bool, ended_silence: bool = False) -> None:
-        """Put an open alert where it belongs: news or not, unacknowledged or not; what is muted is neither."""
-        alert = known.alert
-        if muted or alert.acknowledged_by:
-            self.unacknowledged.pop(alert.id, None)
-        else:
-            self.unacknowledged[alert.id] = None
-        if muted:
-            self.news.pop(alert.id, None)
-        elif alert.id not in self.news and alert.id not in self.tried:
-            told_then = ended_silence and self.begun
-            self.news[alert.id] = when = now if told_then else self.wait_for(alert, now, known.seen)
-            self.ready = min(self.ready, when)
-        if not self.news:
-            self.ready = inf
-
-    def drop(self, id_: str, now: float, because: str) -> None:
-        """An alert is open no more, or belongs elsewhere."""
-        del self.open[id_]
-        self.news.pop(id_, None)
-        self.unacknowledged.pop(id_, None)
-        self.tried.pop(id_, None)
-        if not self.news:
-            self.ready = inf
-        if not self.open:
-            self.owed_at, self.because = now, because
-
-
 class Router:
     """Decides who is told what. `history` are the stored records, oldest first; `now` and `deadline` journal time."""
 
@@ -259,9 +107,9 @@ class Router:
         self.routes = tuple(routes)
         self.now = 0.0
         self._agenda = Agenda()
-        self._talks: dict[tuple[str, str], _Talk] = {}
+        self._talks: dict[tuple[str, str], Talk] = {}
         self._aliases: dict[tuple[str, int], str] = {}
-        self._alerts: dict[str, _Known] = {}
+        self._alerts: dict[str, Known] = {}
         self._places: dict[str, dict[str, None]] = {}
         self._roots: dict[int, str] = {}
         self._silences: dict[str, Suppression] = {}
@@ -329,7 +177,7 @@ class Router:
             self._schedule(talk)
         self.now = until
 
-    def _schedule(self, talk: _Talk) -> None:
+    def _schedule(self, talk: Talk) -> None:
         name = talk.name
         if self._talks.get(name) is talk:
             due = max(self.now, min(talk.message_due, talk.escalation_due))
@@ -359,7 +207,7 @@ class Router:
     def _opened(self, alert: Alert) -> None:
         known = self._alerts.get(alert.id)
         if known is None:
-            known = self._alerts[alert.id] = _Known(alert, self.now)
+            known = self._alerts[alert.id] = Known(alert, self.now)
             self._place(known)
             for routes in self._notifiers.values():
                 route = next((route for route in routes if route.takes(alert)), None)
@@ -390,7 +238,7 @@ class Router:
             return f"{alert.service or 'fleet'}/{alert.rule}"
         return self._aliases.get((notifier, alert.incident), f"incident-{alert.incident}")
 
-    def _join(self, known: _Known, route: Route, *, at_once: bool = False) -> None:
+    def _join(self, known: Known, route: Route, *, at_once: bool = False) -> None:
         alert = known.alert
         for talk in known.talks.values():
             if talk.route.notifier == route.notifier:
@@ -407,22 +255,22 @@ class Router:
         talk.sort(known, self.now, muted=self._mutes(known))
         self._schedule(talk)
         if talk.escalated:
-            self._join(known, _escalation(talk.route), at_once=True)
+            self._join(known, talk.route.escalated(), at_once=True)
 
-    def _begin(self, route: Route, key: str, service: str) -> _Talk:
+    def _begin(self, route: Route, key: str, service: str) -> Talk:
         number = key.removeprefix("incident-")
         incident = int(number) if number != key and number.isdecimal() else None
-        talk = self._talks[route.notifier, key] = _Talk(route, key, service, incident)
+        talk = self._talks[route.notifier, key] = Talk(route, key, service, incident)
         return talk
 
-    def _leave(self, known: _Known, talk: _Talk, because: str) -> None:
+    def _leave(self, known: Known, talk: Talk, because: str) -> None:
         del known.talks[talk.name]
         talk.drop(known.alert.id, self.now, because)
         if not talk.open and not talk.begun:
             self._forget(talk)
         self._schedule(talk)
 
-    def _forget(self, talk: _Talk) -> None:
+    def _forget(self, talk: Talk) -> None:
         del self._talks[talk.name]
         self._agenda.cancel(talk.name)
         for alias in [a for a, key in self._aliases.items() if (a[0], key) == talk.name]:
@@ -430,7 +278,7 @@ class Router:
 
     # -- silences and incidents ---------------------------------------------------------------------------------------
 
-    def _place(self, known: _Known) -> None:
+    def _place(self, known: Known) -> None:
         """Index an alert under the services whose silence is its own: its service, and the root it is folded under."""
         alert = known.alert
         places = {alert.service: None}
@@ -444,7 +292,7 @@ class Router:
         for place in known.places:
             self._places.setdefault(place, {})[alert.id] = None
 
-    def _mutes(self, known: _Known) -> bool:
+    def _mutes(self, known: Known) -> bool:
         return self._everything > 0 or any(self._muted.get(place) for place in known.places)
 
     def _suppressed(self, suppression: Suppression, *, on: bool) -> None:
@@ -491,7 +339,7 @@ class Router:
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
-    def _tell(self, talk: _Talk) -> None:
+    def _tell(self, talk: Talk) -> None:
         fresh = bool(talk.news)
         audible = [known.alert for known in talk.open.values() if not self._mutes(known)]
         audible.sort(key=lambda alert: (alert.folded, RANK[alert.severity], alert.since, alert.service, alert.id))
@@ -517,7 +365,7 @@ class Router:
             talk, phase, severity, title, routing_words.text(audible, self.now), tuple(alert.id for alert in audible)
         )
 
-    def _resolve(self, talk: _Talk) -> None:
+    def _resolve(self, talk: Talk) -> None:
         if not talk.route.send_resolved or not (talk.known or talk.perhaps):
             self._over(talk)
             return
@@ -530,7 +378,7 @@ class Router:
         self._send(talk, Phase.RESOLVED, talk.worst, title, text, tuple(talk.told))
 
     def _send(
-        self, talk: _Talk, phase: Phase, severity: Severity, title: str, text: str, alerts: tuple[str, ...]
+        self, talk: Talk, phase: Phase, severity: Severity, title: str, text: str, alerts: tuple[str, ...]
     ) -> None:
         talk.number += 1
         digest = blake2s("\n".join((phase, *alerts)).encode(), digest_size=4).hexdigest()
@@ -550,10 +398,10 @@ class Router:
         talk.offered = self.now
         self._out.append(talk.in_flight)
 
-    def _escalate(self, talk: _Talk) -> None:
+    def _escalate(self, talk: Talk) -> None:
         talk.escalated = True
         for known in tuple(talk.open.values()):
-            self._join(known, _escalation(talk.route), at_once=True)
+            self._join(known, talk.route.escalated(), at_once=True)
 
     # -- outcomes -----------------------------------------------------------------------------------------------------
 
@@ -586,7 +434,7 @@ class Router:
             self._reached(talk, record.receipt)
         self._schedule(talk)
 
-    def _reached(self, talk: _Talk, receipt: str | None) -> None:
+    def _reached(self, talk: Talk, receipt: str | None) -> None:
         message, talk.in_flight = talk.in_flight, None
         assert message is not None
         talk.receipt = receipt or talk.receipt
@@ -596,7 +444,7 @@ class Router:
             talk.known = True
             talk.told |= dict.fromkeys(message.alerts)
 
-    def _given_up(self, talk: _Talk, *, refused: bool) -> None:
+    def _given_up(self, talk: Talk, *, refused: bool) -> None:
         message, talk.in_flight = talk.in_flight, None
         assert message is not None
         if message.notification.phase is not Phase.RESOLVED:
@@ -610,7 +458,7 @@ class Router:
         else:
             self._over(talk)
 
-    def _over(self, talk: _Talk) -> None:
+    def _over(self, talk: Talk) -> None:
         """End a round; what has joined meanwhile begins the next."""
         if talk.known:
             self._remember(talk.name, talk.round)
@@ -624,7 +472,7 @@ class Router:
         if len(self._ended) > REMEMBERED:
             del self._ended[next(iter(self._ended))]
 
-    def _adopt(self, record: Delivered, talk: _Talk | None, key: str, round_: str, number: int, phase: str) -> None:
+    def _adopt(self, record: Delivered, talk: Talk | None, key: str, round_: str, number: int, phase: str) -> None:
         """Take over what was told under other routes, or in an order that this replay did not see."""
         name = (record.notifier, key)
         if phase == Phase.RESOLVED:
@@ -652,7 +500,7 @@ class Router:
             talk.sort(known, self.now, muted=self._mutes(known))
         self._schedule(talk)
 
-    def _unfinished(self) -> list[_Talk]:
+    def _unfinished(self) -> list[Talk]:
         """Return the talks whose message is to be offered again after a restart, in order.
 
         A replay under new routes finds messages that never were. Of what is over and was never told, only what may
@@ -668,10 +516,6 @@ class Router:
             else:
                 self._forget(talk)
         return sorted(again, key=lambda talk: (talk.offered, talk.name))
-
-
-def _escalation(route: Route) -> Route:
-    return attrs.evolve(route, notifier=route.escalate_to, escalate_after=None, escalate_to="")
 
 
 def _parse(notifier: str, id_: str) -> tuple[str, str, int, str] | None:

@@ -8,7 +8,7 @@ else the next could begin beside it (law 4).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -19,10 +19,10 @@ from selfheal.core.messages import ActionFinished, Event, RunAction
 from selfheal.core.model import Cause, Instance, Run, Settled
 from selfheal.core.records import Intended
 from selfheal.ladder import ResolvedStep
-from selfheal.plugins import Probing
+from selfheal.plugins import ActionContext, Probing
 from selfheal.shell.blocking import StillStuck
 from selfheal.shell.callables import Callables, NoLoop, NotReached
-from selfheal.shell.checks import instance_of
+from selfheal.shell.checks import inspected, instance_of
 from selfheal.shell.contexts import Act, Contexts
 from selfheal.shell.plugin_loop import PluginLoops
 from selfheal.shell.plugin_thread import Call, Ending, Outcome
@@ -166,7 +166,7 @@ class Actions:
         assert workload is not None
         outcome = await self._loops.run(
             entry.name,
-            lambda: workload.inspect(self._contexts.plain(entry.name, workload, INSPECT_TIMEOUT)),
+            lambda: inspected(entry, self._contexts.plain(entry.name, workload, INSPECT_TIMEOUT)),
             timeout=INSPECT_TIMEOUT,
             kind="inspect",
         )
@@ -200,7 +200,7 @@ class Actions:
 
         running.call = self._loops.submit(
             entry.name,
-            lambda: method(self._contexts.for_action(entry.name, resolved.target, timeout, act)),
+            lambda: _acted(entry, method, self._contexts.for_action(entry.name, resolved.target, timeout, act)),
             timeout=timeout,
             done=done,
             kind="action",
@@ -253,6 +253,15 @@ class Actions:
         )
         value = outcome.value if outcome.ending is Ending.VALUE else None
         return value if isinstance(value, Settled) else None
+
+
+async def _acted(entry: Entry, method: Callable[[ActionContext], Awaitable[None]], context: ActionContext) -> None:
+    """Carry a step out, on the plugin loop; what it raises may be scrubbed afterwards."""
+    try:
+        await method(context)
+    except Exception:
+        await entry.scrubber.read()
+        raise
 
 
 def _refusal(instance: Instance, expected: str | None) -> tuple[Settled, str] | None:

@@ -13,10 +13,12 @@ from time import monotonic
 from typing import Any, Protocol
 
 import anyio
+import anyio.to_thread
 import attrs
 
 from selfheal.core.messages import CheckFinished, Event, RunCheck, WatchReported
 from selfheal.core.model import CheckResult, Instance, Run
+from selfheal.plugins import Context
 from selfheal.shell import results
 from selfheal.shell.callables import Callables
 from selfheal.shell.contexts import Contexts
@@ -157,7 +159,7 @@ class Checks:
         name, timeout = flight.command.service, flight.entry.timeout
         flight.call = self._loops.submit(
             name,
-            lambda: workload.inspect(self._contexts.plain(name, workload, timeout)),
+            lambda: inspected(flight.entry, self._contexts.plain(name, workload, timeout)),
             timeout=timeout,
             done=partial(self._inspected, flight),
             kind="inspect",
@@ -199,9 +201,20 @@ class Checks:
         flight = self._flights.get(str(lane.owner))
         if flight is None or flight.entry.lane is not lane:
             return
-        if result.summary:
-            result = flight.entry.scrubber.clean(result)
-        self._finish(flight, result, started, ended)
+        scrubber = flight.entry.scrubber
+        if not (result.summary or result.details):
+            self._finish(flight, result, started, ended)
+        elif scrubber.may_block:
+            self._spawn(partial(self._told_late, flight, result, started, ended))
+        else:
+            scrubber.read_now()
+            self._finish(flight, scrubber.clean(result), started, ended)
+
+    async def _told_late(self, flight: Flight, result: CheckResult, started: float, ended: float) -> None:
+        """Look at a result once the secrets that may stand in it have been read from their files."""
+        scrubber = flight.entry.scrubber
+        await anyio.to_thread.run_sync(scrubber.read_now)
+        self._finish(flight, scrubber.clean(result), started, ended)
 
     def lost(self, lane: Lane) -> None:
         """A kept connection died at rest: it proves nothing, so look."""
@@ -235,6 +248,19 @@ class Checks:
                 flight.command.service, flight.entry.check, timeout=flight.entry.timeout
             )
             self._finish(flight, checked.result, checked.started, checked.ended)
+
+
+async def inspected(entry: Entry, context: Context) -> Instance:
+    """Ask the workload of a service who runs, on the plugin loop; what it says may be scrubbed afterwards."""
+    assert entry.workload is not None
+    try:
+        instance = await entry.workload.inspect(context)
+    except Exception:
+        await entry.scrubber.read()
+        raise
+    if getattr(instance, "detail", ""):
+        await entry.scrubber.read()
+    return instance
 
 
 def instance_of(outcome: Outcome, entry: Entry) -> Instance:

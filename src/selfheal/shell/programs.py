@@ -14,7 +14,7 @@ from typing import Any, Final
 import anyio
 
 from selfheal.core.model import Run
-from selfheal.shell.checks import instance_of
+from selfheal.shell.checks import inspected, instance_of
 from selfheal.shell.contexts import Act, Contexts
 from selfheal.shell.plugin_loop import PluginLoops
 from selfheal.shell.plugin_thread import Ending, Outcome
@@ -45,7 +45,7 @@ class Programs:
             return
         self._loops.submit(
             entry.name,
-            lambda: workload.inspect(self._contexts.plain(entry.name, workload, ASK_TIMEOUT)),
+            lambda: inspected(entry, self._contexts.plain(entry.name, workload, ASK_TIMEOUT)),
             timeout=ASK_TIMEOUT,
             done=partial(self._seen, entry),
             kind="inspect",

@@ -168,6 +168,11 @@ class Scrubber:
         self._forms: list[str] = []
         self._from_files = any(secret.source != "literal" for secret in self._secrets)
 
+    @property
+    def may_block(self) -> bool:
+        """Whether reading the secrets anew may block: they come from files, say."""
+        return self._from_files
+
     async def read(self) -> None:
         """Read the secrets anew, on an asyncio loop: from files in a thread, for a disk may hang."""
         if self._from_files:

@@ -86,7 +86,7 @@ class Roster:
         callbacks: Callbacks,
         actions: Mapping[str, type[Any]],
     ) -> Roster:
-        """Resolve services into a roster. Reveals secrets for the fingerprints: call it in a thread.
+        """Resolve services into a roster. Reveals secrets, for the fingerprints and to scrub them: call it in a thread.
 
         Raises `ConfigurationError` with every step that nothing answers.
         """
@@ -104,6 +104,8 @@ class Roster:
         )
         entries = {service.name: _service_entry(service, ladders[service.name]) for service in known.values()}
         entries |= {CANARY_PREFIX + canary.name: _canary_entry(canary) for canary in watched.values()}
+        for entry in entries.values():
+            entry.scrubber.read_now()
         return cls(services=known, canaries=watched, fleet=fleet, entries=entries)
 
 

@@ -306,6 +306,7 @@ class Laws:
         name, policy = record.service, ledger.policies[record.service]
         condition, seen = self.conditions[name], self.account.of(record.service)
         forced, step = bool(record.actor), policy.steps[record.step]
+        self.free_since.pop(name, None)
         event = self.event
         others = [i for i in self.running.values() if i.service == name]
         assert not others, f"law 4: two actions of {name}"
@@ -413,7 +414,7 @@ class Laws:
         over, attempts = self.over[name]
         if attempts >= policy.max_retries:
             slow = policy.slow_retry
-            assert slow is not None and record.at >= over + slow, f"{name}: an attempt after the last one"  # noqa: PT018
+            assert slow is not None and record.at >= over + slow, f"{name}: an attempt after the last one"  # noqa: PT018  # one law, one sentence
             return
         least = delay(policy.backoff, attempts, 0.0)
         assert record.at >= over + least, f"{name}: attempt {record.attempt} after {record.at - over:g} s of {least:g}"

@@ -180,15 +180,17 @@ class Simulator:
         if not self.store_well:
             return
         self.store_well = False
-        run = self._run
-        self.feed(JournalChanged(at=self.now, well=False, detail="the disk is full"))
+        self._tell_store()
 
         def mended() -> None:
             self.store_well = True
-            if self._run == run:
-                self.feed(JournalChanged(at=self.now, well=True))
+            self.feed(JournalChanged(at=self.now, well=True))
 
         self._later(until, mended)
+
+    def _tell_store(self) -> None:
+        if not self.store_well:
+            self.feed(JournalChanged(at=self.now, well=False, detail="the disk is full"))
 
     def feed(self, event: Event) -> Output:
         """Give the engine one event and do what it commands."""
@@ -261,6 +263,8 @@ class Simulator:
 
     def _begin(self, resumes: float) -> None:
         self.feed(Started(at=self.now, resumes=resumes, fleet=self.fleet))
+        if not self.store_well:
+            self._later(self.now + 0.5, self._tell_store)
 
     # -- the host's duties -------------------------------------------------------------------------------------------
 

@@ -143,7 +143,9 @@ STORIES: tuple[Story, ...] = (
     ),
     Story(
         name="a process exits, then a person stops it",
-        fleet=_fleet(attrs.evolve(BASE, name="worker", has_workload=True), canaries=(Canary(name="gw", interval=60.0),)),
+        fleet=_fleet(
+            attrs.evolve(BASE, name="worker", has_workload=True), canaries=(Canary(name="gw", interval=60.0),)
+        ),
         script=_exit,
         horizon=300.0,
     ),

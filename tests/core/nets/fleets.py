@@ -105,7 +105,9 @@ def draw_policy(r: Random, place: int) -> Policy:
         suspicion_threshold=r.choice([0, 12, 21]),
         latency_objective=r.choice([None, None, 0.5]),
         warning_fails=r.random() < 0.15,
-        flapping=r.choice([(), (), (Budget(limit=3, per=3600.0), Budget(limit=5, per=86400.0)), (Budget(limit=2, per=600.0),)]),
+        flapping=r.choice(
+            [(), (), (Budget(limit=3, per=3600.0), Budget(limit=5, per=86400.0)), (Budget(limit=2, per=600.0),)]
+        ),
         steps=_ladder(r),
         max_retries=r.randrange(1, 4),
         backoff=Backoff(
@@ -225,7 +227,9 @@ class Faults:
 
     def breaks(self) -> None:
         r, name = self.r, self.name()
-        cause = r.choice([Cause.UNREACHABLE] * 5 + [Cause.AUTH, Cause.STARTING, Cause.FULL, Cause.TIMEOUT, Cause.CONFIG])
+        cause = r.choice(
+            [Cause.UNREACHABLE] * 5 + [Cause.AUTH, Cause.STARTING, Cause.FULL, Cause.TIMEOUT, Cause.CONFIG]
+        )
         thing = self.w.things.get(name)
         if thing is None:
             return
@@ -272,7 +276,9 @@ class Faults:
             self.w.canaries[name] = self.r.random() < 0.6
 
     def crash(self) -> None:
-        self.s.crash(self.r.choice([0.0, 1.0, 40.0, 400.0]), lose=self.r.random() < 0.8, by_snapshot=self.r.random() < 0.5)
+        self.s.crash(
+            self.r.choice([0.0, 1.0, 40.0, 400.0]), lose=self.r.random() < 0.8, by_snapshot=self.r.random() < 0.5
+        )
 
     def crash_crash(self) -> None:
         self.s.crash(self.r.choice([0.0, 1.0]))

@@ -19,6 +19,7 @@ from selfheal.testing.simulator import Simulator
 from selfheal.testing.worlds import SimpleWorld
 from tests.core.nets.fleets import Faults, draw_fleet
 
+
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
     """Let `AssertionError` be raised in what does not end within `seconds` of real time: an engine may spin (law 5)."""
@@ -49,7 +50,13 @@ def one(
     world.lenient = fleet.limits.act_without_journal
     laws = Laws(fold_every=fold_every, ask_every=ask_every)
     simulator = Simulator(
-        fleet, world, seed=seed, watchers=[laws], grain=r.choice([0.0, 0.01]), flush=r.choice([1.0, 30.0]), engine=engine
+        fleet,
+        world,
+        seed=seed,
+        watchers=[laws],
+        grain=r.choice([0.0, 0.01]),
+        flush=r.choice([1.0, 30.0]),
+        engine=engine,
     )
     faults = Faults(r, simulator, world)
     every = r.choice([30.0, 60.0, 120.0])

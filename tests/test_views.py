@@ -1,0 +1,546 @@
+"""Every answer, over the records of a real night: what the table promises is there, and all of it is plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from selfheal import shapes, views
+from selfheal.control import Question, forward, serving
+from selfheal.core.guards import GUARDS
+from selfheal.core.ledger import Ledger
+from selfheal.core.model import (
+    Budget,
+    Canary,
+    Cause,
+    Dependency,
+    Effect,
+    Fleet,
+    Policy,
+    Severity,
+    State,
+    Step,
+)
+from selfheal.core.records import RECORDS, Delivered, Doubted
+from selfheal.errors import ControlError, RequestRefused
+from selfheal.journal import MemoryStore
+from selfheal.journal.store import Batch
+from selfheal.requests import SCOPES, TABLE
+from selfheal.testing.simulator import Simulator
+from selfheal.testing.worlds import SimpleWorld
+
+BEGAN = 1_767_225_600.0
+"""The UNIX time of journal time 0: 2026-01-01."""
+
+RESTART = (Step(action="restart"),)
+
+
+def service(name: str, *needs: str, **changes: Any) -> Policy:
+    """Return a service with a workload, a ladder of one step, and hard parents."""
+    given: dict[str, Any] = {
+        "name": name,
+        "has_workload": True,
+        "steps": RESTART,
+        "depends_on": tuple(Dependency(services=(parent,)) for parent in needs),
+        **changes,
+    }
+    return Policy(**given)
+
+
+@attrs.define
+class Night:
+    """A fleet under virtual time, and the store of what it recorded."""
+
+    sim: Simulator
+    world: SimpleWorld
+    health: dict[str, Any] = attrs.field(factory=lambda: {"running": True})
+
+    @classmethod
+    def of(cls, *policies: Policy, canaries: tuple[Canary, ...] = ()) -> Night:
+        """Begin one."""
+        fleet = Fleet(name="night", policies=policies, canaries=canaries)
+        world = SimpleWorld(fleet)
+        return cls(Simulator(fleet, world), world)
+
+    def store(self) -> MemoryStore:
+        """Return everything recorded so far, as a journal holds it."""
+        store = MemoryStore()
+        batches = [
+            Batch(number=number, at=stored.at, wall=BEGAN + stored.at, input=stored.input, records=stored.records)
+            for number, stored in enumerate(self.sim.batches, 1)
+        ]
+        assert store.append(batches, durable=True) == {}
+        return store
+
+    def facts(self) -> views.Facts:
+        """Return what live answers are read from."""
+        engine = self.sim.engine
+        return views.Facts(
+            ledger=engine.ledger,
+            at=self.sim.now,
+            to_unix=lambda at: BEGAN + at,
+            evidence_of=engine.evidence,
+            explain=engine.explain,
+            kinds={name: "tcp" for name in engine.ledger.policies},
+            health=self.health,
+        )
+
+    def onlooker(self) -> views.Facts:
+        """Return what another process knows: the fold of the stored records, and no evidence."""
+        ledger = Ledger.fold(record.record for record in self.store().records(limit=100_000))
+        return views.Facts(ledger=ledger, at=self.sim.now, to_unix=lambda at: BEGAN + at)
+
+    def ask(self, name: str, **parameters: Any) -> Any:
+        """Return the answer to a query, which is plain data."""
+        if name in views.LIVE:
+            return plain(views.live(name, parameters, self.facts()))
+        return plain(views.stored(name, parameters, self.store()))
+
+
+def plain(answer: Any) -> Any:
+    """Return an answer as a reader of JSON gets it, which must be the same."""
+    there = json.loads(json.dumps(answer, allow_nan=False))
+    assert there == answer, "an answer is not the plain data it will be elsewhere"
+    return there
+
+
+def is_time(value: Any) -> bool:
+    """Whether a value is a UTC time of this night."""
+    return value.endswith("Z") and 0 <= datetime.fromisoformat(value).timestamp() - BEGAN < 10 * 86400
+
+
+@pytest.fixture(scope="module")
+def night() -> Night:
+    """A night with a bit of everything.
+
+    The database breaks and is restarted, while web waits; mail needs a person; batch cannot be cured; people pause,
+    silence and disable; a canary is lost for a while.
+    """
+    mail = Step(action="wipe", effect=Effect.DESTRUCTIVE)
+    made = Night.of(
+        service("database"),
+        service("web", "database"),
+        service("cache"),
+        service("mail", steps=(mail,)),
+        service("batch", max_retries=1),
+        service("retired"),
+        service("spare"),
+        service("report", observe_only=True),
+        canaries=(Canary(name="gateway"),),
+    )
+    sim, world = made.sim, made.world
+    world.things["database"].boot = 60.0
+    world.things["batch"].cured_by = frozenset()
+    sim.at(60.0, lambda: world.breaks("database", Cause.TIMEOUT))
+    sim.at(70.0, lambda: sim.request("disable", "retired"))
+    sim.at(80.0, lambda: sim.request("enable", "nobody"))
+    sim.at(400.0, lambda: sim.request("pause", services=("spare",), duration=300.0))
+    sim.at(900.0, lambda: world.canaries.update(gateway=False))
+    sim.at(1100.0, lambda: world.canaries.update(gateway=True))
+    sim.at(1300.0, lambda: world.breaks("batch"))
+    sim.at(2500.0, lambda: world.breaks("mail"))
+    sim.at(2500.0, lambda: sim.request("silence", services=("mail", "batch"), duration=90_000.0))
+    sim.at(2520.0, lambda: sim.request("acknowledge", "batch"))
+    sim.at(2530.0, lambda: sim.suspend(40.0))
+    sim.run(2700.0)
+    return made
+
+
+# -- every row of the table -------------------------------------------------------------------------------------------
+
+NEEDED: Mapping[str, Mapping[str, Any]] = {
+    "service": {"service": "web"},
+    "explain": {"service": "batch"},
+    "incident": {"number": 1},
+}
+QUERIES = [row.name for row in TABLE.values() if not row.act and row.name != "heartbeat"]
+
+OUTER = (
+    "version seq at time kind service incident root_incident attempt step action actor reason cause correlation_id "
+    "guards duration_seconds"
+).split()
+"""The fields of every record, wherever it is shown."""
+
+LINE = (
+    "service state reason detail since since_seconds probation incident root attempt cause watched last_check "
+    "last_verdict latency_seconds summary"
+).split()
+
+PROMISED: Mapping[str, str] = {
+    "status": "version fleet time counts services holds incidents suppressions running",
+    "services": " ".join([*LINE, "check", "policy", "condition", "evidence", "alerts", "action"]),
+    "service": " ".join([*LINE, "check", "policy", "condition", "evidence", "alerts", "action"]),
+    "explain": "service state reason detail next_step holding guards verdict",
+    "incidents": "incident root opened closed open merged_into members actions relapses because correlation_id "
+    "detection_seconds duration_seconds",
+    "incident": "incident root opened closed open merged_into members actions relapses because correlation_id "
+    "detection_seconds duration_seconds timeline",
+    "history": " ".join(OUTER),
+    "graph": "services edges",
+    "alerts": " ".join([*OUTER, "alert", "rule", "severity", "open", "text", "opened", "resolved", "acknowledged_by"]),
+    "approvals": "service action step incident asked skipped_at",
+    "suppressions": "suppression binds services everything since until actor reason",
+    "audit": " ".join([*OUTER, "id", "accepted", "arguments", "asked_because"]),
+    "statistics": "incidents services",
+    "metrics": "",
+    "health": "version fleet time services holds running",
+    "records": " ".join(OUTER),
+}
+"""The fields of an answer, or of each entry of one that is a list."""
+
+
+def test_every_query_is_tried_here() -> None:
+    assert set(PROMISED) == set(QUERIES)
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_an_answer_is_plain_data_with_the_fields_that_are_promised(name: str, night: Night) -> None:
+    answer = night.ask(name, **NEEDED.get(name, {}))
+    entries = answer if isinstance(answer, list) else [answer]
+    assert entries, "the night has something for every query"
+    if name == "metrics":
+        assert isinstance(answer, str)
+        return
+    for entry in entries:
+        assert set(PROMISED[name].split()) <= set(entry)
+
+
+@pytest.mark.parametrize("name", sorted(views.LIVE))
+def test_a_process_that_only_reads_the_journal_answers_in_the_same_shape(name: str, night: Night) -> None:
+    there = night.ask(name, **NEEDED.get(name, {}))
+    here = plain(views.live(name, NEEDED.get(name, {}), night.onlooker()))
+    if isinstance(there, dict):
+        assert set(here) - {"running"} == set(there) - {"running"}
+    if name in ("graph", "suppressions"):
+        assert here == there
+    if name == "status":
+        for one, other in zip(here["services"], there["services"], strict=True):
+            assert [one[key] for key in ("state", "reason", "incident")] == [
+                other[key] for key in ("state", "reason", "incident")
+            ]
+            assert (one["last_check"], one["latency_seconds"]) == (None, None), "evidence is of the run that has it"
+        assert not here["running"]
+
+
+@pytest.mark.parametrize("name", [row.name for row in TABLE.values() if any(p.name == "service" for p in row.parameters)])
+def test_what_is_asked_of_one_service_is_of_that_one(name: str, night: Night) -> None:
+    row = TABLE[name]
+    if row.act or name == "heartbeat":
+        return
+    answer = night.ask(name, service="batch")
+    if name == "statistics":
+        assert list(answer["services"]) == ["batch"]
+    elif name == "incidents":
+        assert answer
+        assert all("batch" in one["members"] for one in answer)
+    elif isinstance(answer, list):
+        assert answer
+        assert {one["service"] for one in answer} == {"batch"}
+    else:
+        assert answer["service"] == "batch"
+
+
+@pytest.mark.parametrize("name", ["service", "explain"])
+def test_an_unknown_service_is_refused(name: str, night: Night) -> None:
+    with pytest.raises(RequestRefused, match="no service 'wbe'") as refused:
+        night.ask(name, service="wbe")
+    assert refused.value.code == "unknown_service"
+
+
+def test_an_unknown_incident_is_refused(night: Night) -> None:
+    with pytest.raises(RequestRefused, match="no incident 99") as refused:
+        night.ask("incident", number=99)
+    assert refused.value.code == "not_found"
+
+
+# -- what the answers say ---------------------------------------------------------------------------------------------
+
+
+def test_the_status_counts_every_service_once(night: Night) -> None:
+    answer = night.ask("status")
+    assert set(answer["counts"]) == {state.value for state in State}
+    assert sum(answer["counts"].values()) == len(answer["services"]) == 8
+    lines = {line["service"]: line for line in answer["services"]}
+    assert lines["retired"]["state"] == "disabled"
+    assert lines["batch"]["reason"] == "escalated"
+    assert lines["mail"]["reason"] == "held:approval"
+    assert [one["binds"] for one in answer["suppressions"]] == ["silence"]
+    assert [one["members"] for one in answer["incidents"]] == [["batch"], ["mail"]]
+    assert is_time(answer["time"])
+    assert all(is_time(line["last_check"]) for name, line in lines.items() if name != "retired")
+
+
+def test_explain_has_every_guard_in_order_and_names_who_holds(night: Night) -> None:
+    answer = night.ask("explain", service="mail")
+    assert [one["guard"] for one in answer["guards"]] == [guard.name for guard in GUARDS]
+    assert answer["holding"] == [one["guard"] for one in answer["guards"] if one["holds"]] == ["approval"]
+    assert answer["next_step"] == "wipe"
+    assert "approval" in answer["verdict"]
+    assert all(one["about"] for one in answer["guards"])
+
+
+WORDS: list[tuple[str, str]] = [
+    ("retired", "switched off"),
+    ("spare", "only a confirmed failure is acted on"),
+    ("batch", "because of: escalated, backoff"),
+]
+
+
+@pytest.mark.parametrize(("name", "said"), WORDS)
+def test_explain_says_in_words_why_nothing_is_done(name: str, said: str, night: Night) -> None:
+    assert said in night.ask("explain", service=name)["verdict"]
+
+
+def test_explain_says_that_an_attempt_is_under_way_and_that_nothing_holds() -> None:
+    night = Night.of(service("api"))
+    night.world.breaks("api")
+    seen: dict[str, str] = {}
+
+    def look(sim: Simulator, event: object, output: object) -> None:
+        answer = night.ask("explain", service="api")
+        seen.setdefault(f"{answer['state']} {bool(answer['holding'])}", answer["verdict"])
+
+    night.sim.watchers.append(look)
+    night.sim.run(200.0)
+    assert seen["recovering False"].startswith("Attempt 1 is under way")
+    assert "no guard holds" in seen["failed False"]
+
+
+def test_explain_from_a_journal_alone_sends_to_the_running_engine(night: Night) -> None:
+    answer = views.live("explain", {"service": "batch"}, night.onlooker())
+    assert answer["guards"] == []
+    assert answer["verdict"] == "It is down: escalated. Ask the running engine for its guards."
+
+
+def test_the_graph_has_every_service_and_every_need(night: Night) -> None:
+    answer = night.ask("graph")
+    assert len(answer["services"]) == 8
+    assert answer["edges"] == [
+        {"service": "web", "needs": ["database"], "kind": "hard", "when_disabled": "proceed"},
+    ]
+
+
+def test_what_waits_for_a_person_says_until_when(night: Night) -> None:
+    (one,) = night.ask("approvals")
+    assert (one["service"], one["action"], one["step"], one["incident"]) == ("mail", "wipe", 0, 3)
+    asked, skipped = (datetime.fromisoformat(one[key]).timestamp() for key in ("asked", "skipped_at"))
+    assert skipped - asked == pytest.approx(900.0)
+
+
+def test_manual_intervention_is_never_skipped() -> None:
+    night = Night.of(service("api", steps=(Step(action="manual_intervention", effect=Effect.GENTLE),)))
+    night.world.breaks("api")
+    night.sim.run(200.0)
+    assert [(one["action"], one["skipped_at"]) for one in night.ask("approvals")] == [("manual_intervention", None)]
+
+
+def test_a_suppression_says_who_and_until_when(night: Night) -> None:
+    (one,) = night.ask("suppressions")
+    assert (one["binds"], one["services"], one["everything"]) == ("silence", ["mail", "batch"], False)
+    assert (one["actor"], one["reason"]) == ("pat", "asked")
+    assert datetime.fromisoformat(one["until"]).timestamp() == pytest.approx(BEGAN + 2500.0 + 90_000.0)
+
+
+def test_the_audit_has_every_act_accepted_or_not_newest_first(night: Night) -> None:
+    answer = night.ask("audit")
+    assert [one["action"] for one in answer] == ["acknowledge", "silence", "pause", "enable", "disable"]
+    refused = answer[3]
+    assert (refused["accepted"], refused["reason"]["code"]) == (False, "unknown_service")
+    assert all(one["actor"] == "pat" and one["asked_because"] == "asked" for one in answer)
+
+
+def test_an_incident_has_its_members_its_actions_and_its_records_in_order(night: Night) -> None:
+    answer = night.ask("incident", number=1)
+    assert answer["root"] == "database"
+    assert answer["members"] == ["database", "web"]
+    assert answer["actions"] == ["database: restart"]
+    assert not answer["open"]
+    assert answer["detection_seconds"] >= 30.0
+    assert answer["duration_seconds"] > 0.0
+    kinds = [one["kind"] for one in answer["timeline"]]
+    assert {"moved", "incident_opened", "intended", "ended", "incident_closed", "alert_changed"} <= set(kinds)
+    assert [one["seq"] for one in answer["timeline"]] == sorted(one["seq"] for one in answer["timeline"])
+    assert 1 in {one["incident"] for one in answer["timeline"]}
+    (intended,) = [one for one in answer["timeline"] if one["kind"] == "intended"]
+    assert [one["guard"] for one in intended["guards"]] == [guard.name for guard in GUARDS]
+    (ended,) = [one for one in answer["timeline"] if one["kind"] == "ended"]
+    assert (ended["attempt"], ended["step"], ended["reason"]["code"]) == (1, 0, "done")
+    assert ended["intent"] == intended["intent"]
+
+
+def test_incidents_come_newest_first_and_only_open_ones_when_asked(night: Night) -> None:
+    assert [one["incident"] for one in night.ask("incidents")] == [3, 2, 1]
+    assert [one["incident"] for one in night.ask("incidents", open=True)] == [3, 2]
+    assert [one["incident"] for one in night.ask("incidents", limit=1)] == [3]
+
+
+def test_a_page_of_records_goes_on_where_the_last_one_ended(night: Night) -> None:
+    everything, after, pages = [], 0, 0
+    while page := night.ask("records", after=after, limit=7):
+        assert len(page) <= 7
+        everything += page
+        after, pages = page[-1]["seq"], pages + 1
+    assert pages > 2
+    assert [one["seq"] for one in everything] == list(range(1, len(everything) + 1))
+    assert night.ask("history", limit=1000) == list(reversed(everything))[:1000]
+    assert len(night.ask("history")) == min(100, len(everything))
+
+
+# -- the shape of records ---------------------------------------------------------------------------------------------
+
+
+def test_every_record_of_the_night_has_the_same_outer_fields(night: Night) -> None:
+    shown = {one["kind"]: one for one in night.ask("records", limit=1000)}
+    assert set(RECORDS) - {"delivered", "incident_merged"} <= set(shown)
+    for one in shown.values():
+        assert set(OUTER) <= set(one)
+        assert set(one["reason"]) == {"code", "detail"}
+        assert one["reason"]["code"]
+        assert is_time(one["time"])
+
+
+def test_a_merge_and_a_delivery_have_the_shape_too() -> None:
+    from selfheal.core.records import IncidentMerged
+
+    merged = plain(shapes.public(IncidentMerged(at=5.0, service="web", incident=2, into=1), seq=9, wall=BEGAN))
+    assert (merged["incident"], merged["root_incident"], merged["reason"]["code"]) == (2, 1, "merged")
+    told = Delivered(at=5.0, notification="n1", notifier="oncall", service="web", incident=2, error="no route")
+    shown = plain(shapes.public(told, seq=None, wall=BEGAN, volatile=True))
+    assert (shown["incident"], shown["service"], shown["notifier"]) == (2, "web", "oncall")
+    assert shown["reason"] == {"code": "delivered", "detail": "no route"}
+    assert (shown["seq"], shown["volatile"]) == (None, True)
+    late = plain(shapes.public(Doubted(at=5.0, late=1.5), seq=1, wall=BEGAN))
+    assert (late["kind"], late["late"], late["service"]) == ("doubted", 1.5, None)
+
+
+def test_the_reference_names_the_outer_fields() -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "reference" / "records.md").read_text("utf-8")
+    assert [field for field in OUTER if f"`{field}`" not in text] == []
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_s48_two_blips_below_the_threshold_are_no_recovery() -> None:
+    night = Night.of(service("api"))
+    night.world.things["api"].pattern = (*[True] * 4, False, *[True] * 9, False, *[True] * 60)
+    night.sim.run(800.0)
+    assert [one["to"] for one in reversed(night.ask("history")) if one["kind"] == "moved"].count("unhealthy") == 2
+    numbers = night.ask("statistics")
+    assert numbers["incidents"] == 0
+    api = numbers["services"]["api"]
+    assert (api["incidents"], api["recovered"], api["healed_by_itself"], api["actions"]) == (0, 0, 0, {})
+
+
+def test_s49_a_failed_recovery_and_then_healing_is_one_incident_with_one_outcome() -> None:
+    night = Night.of(service("api", flapping=(), budgets=(Budget(limit=1, per=3600.0),)))
+    night.world.things["api"].cured_by = frozenset()
+    night.sim.at(60.0, lambda: night.world.breaks("api", heals_at=900.0))
+    night.sim.run(1500.0)
+    numbers = night.ask("statistics")
+    assert numbers["incidents"] == 1
+    api = numbers["services"]["api"]
+    assert api["actions"] == {"restart": 1}
+    assert (api["incidents"], api["recovered"], api["healed_by_itself"]) == (1, 0, 1)
+    assert api["recoveries_measured"] == 1
+    assert 800.0 < api["median_recovery_seconds"] < 900.0
+    (incident,) = night.ask("incidents")
+    assert not incident["open"]
+
+
+def test_s51_without_history_there_is_no_number() -> None:
+    night = Night.of(service("api"))
+    night.sim.run(600.0)
+    numbers = night.ask("statistics")
+    assert numbers["incidents"] == 0
+    for one in numbers["services"].values():
+        assert one["median_recovery_seconds"] is None
+        assert one["p90_recovery_seconds"] is None
+        assert one["recoveries_measured"] == 0
+    assert plain(views.stored("statistics", {}, MemoryStore())) == {"incidents": 0, "services": {}}
+    for name in ("incidents", "history", "alerts", "audit", "records"):
+        assert views.stored(name, {}, MemoryStore()) == []
+
+
+def test_s56_an_alert_that_came_and_went_is_in_the_history(night: Night) -> None:
+    gone = [one for one in night.ask("alerts", all=True) if one["service"] == "database"]
+    assert {one["rule"] for one in gone} >= {"failed"}
+    for one in gone:
+        assert not one["open"]
+        assert one["opened"] < one["resolved"]
+        assert one["duration_seconds"] > 0.0
+    assert not [one for one in night.ask("alerts") if one["service"] == "database"]
+    still = night.ask("alerts")
+    assert {one["service"] for one in still} == {"batch", "mail"}
+    assert {one["acknowledged_by"] for one in still if one["service"] == "batch"} == {"pat"}
+    assert all(one["resolved"] is None and one["severity"] in set(Severity) for one in still)
+
+
+def test_the_metrics_are_lines_that_prometheus_reads(night: Night) -> None:
+    import re
+
+    text = night.ask("metrics")
+    assert text.endswith("\n")
+    sample = re.compile(r'[a-z_]+(\{[a-z]+="[^"\n]*"(,[a-z]+="[^"\n]*")*\})? -?[0-9.e+]+')
+    types: dict[str, str] = {}
+    for line in text.splitlines():
+        if line.startswith("# TYPE"):
+            _, _, name, kind = line.split()
+            assert name not in types
+            types[name] = kind
+        elif not line.startswith("# HELP"):
+            assert sample.fullmatch(line), line
+            assert re.split(r"[{ ]", line)[0] in types
+    assert 'selfheal_service_state{service="batch",state="failed"} 1' in text
+    assert text.count("} 1\n") >= 8
+    assert "selfheal_incidents_open 2\n" in text
+
+
+# -- what goes wrong inside -------------------------------------------------------------------------------------------
+
+
+class Broken:
+    """A supervisor with a fault."""
+
+    async def act(self, name: str, **parameters: Any) -> dict[str, Any]:
+        """Fail with a text that is nobody's business."""
+        raise RuntimeError("password hunter2 in /srv/secret.py")
+
+    async def ask(self, name: str, **parameters: Any) -> Any:
+        """Fail likewise."""
+        raise KeyError("hunter2")
+
+
+@pytest.mark.anyio
+async def test_s54_a_fault_inside_shows_no_internals(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "control.sock"
+    async with serving(Broken(), path, journal="selfheal.db"):
+        for row in TABLE.values():
+            asking = Question(
+                request=row.name,
+                parameters=needed(row.name),
+                reason="because" if row.act else None,
+                actor="pat",
+                key="k",
+                scopes=SCOPES,
+                journal="selfheal.db",
+            )
+            with pytest.raises(ControlError) as answered:
+                await forward(path, asking, timeout=10.0)
+            said = str(answered.value)
+            assert "hunter2" not in said
+            assert "Error" not in said
+            assert "fault in selfheal" in said
+    assert "hunter2" in caplog.text, "its log says more"
+
+
+def needed(name: str) -> dict[str, Any]:
+    """Return the least that a request needs."""
+    values: dict[str, Any] = {"number": 1, "hold": "storm"}
+    return {p.name: values.get(p.name, "api") for p in TABLE[name].parameters if p.required}
