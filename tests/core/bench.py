@@ -204,7 +204,9 @@ class Hand:
             self.check(name, result)
         raise AssertionError(f"it never is so: {self.condition(name)}")
 
-    def reach(self, reason: str, name: str = "db", result: CheckResult = FAILING, instance: Instance | None = None) -> None:
+    def reach(
+        self, reason: str, name: str = "db", result: CheckResult = FAILING, instance: Instance | None = None
+    ) -> None:
         """Let a service fail its checks until it is held for this reason."""
         for _ in range(400):
             if self.reason(name) == reason:

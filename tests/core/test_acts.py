@@ -6,11 +6,11 @@ from math import inf
 from typing import Any
 
 import pytest
+from tests.core.bench import FAILING, FLUSH, PEOPLE, RESTART, WARNING, Hand, running, service
 
 from selfheal.core.messages import NOTHING, JournalChanged, Requested
-from selfheal.core.model import Budget, Dependency, Purpose, Settled, State, Step
+from selfheal.core.model import PASSING, Budget, Dependency, Purpose, Settled, State, Step
 from selfheal.core.records import Answered, Ended, Intended, Moved, SuppressionChanged
-from tests.core.bench import FAILING, FLUSH, PASSING, PEOPLE, RESTART, WARNING, Hand, running, service
 
 ADMIN = frozenset({"admin"})
 
@@ -230,7 +230,9 @@ def test_looking_afresh_at_everything_passes_over_what_is_off_or_being_acted_on(
 # -- suppressions ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("act", "binds"), [("pause", "paused"), ("maintenance", "maintenance"), ("silence", "silence")])
+@pytest.mark.parametrize(
+    ("act", "binds"), [("pause", "paused"), ("maintenance", "maintenance"), ("silence", "silence")]
+)
 def test_a_suppression_is_known_by_the_id_of_its_request(hand: Hand, act: str, binds: str) -> None:
     answer = hand.ask(act, services=("db",), duration=60.0)
     said = hand.ledger.suppressions[answer.because]

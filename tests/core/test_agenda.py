@@ -82,7 +82,7 @@ def test_it_can_be_emptied() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.one_of(st.none(), st.integers(0, 9)))))
 def test_it_agrees_with_a_dictionary_whatever_is_set_and_cancelled(does: list[tuple[str, int | None]]) -> None:
-    agenda, plain = Agenda(), {}
+    agenda, plain = Agenda(), dict[str, float]()
     for name, due in does:
         if due is None:
             agenda.cancel(("check", name))

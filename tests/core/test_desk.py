@@ -9,12 +9,12 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.core.bench import FAILING, Hand, service
 
 from selfheal.core.desk import Desk, Watch
 from selfheal.core.messages import RunCheck
-from selfheal.core.model import CANARY_PREFIX, Canary, Fleet, Limits, Policy, Priority, Purpose, State
+from selfheal.core.model import CANARY_PREFIX, PASSING, Canary, Fleet, Limits, Policy, Priority, Purpose, State
 from selfheal.core.records import AlertChanged, FleetSet, HoldChanged, Moved
-from tests.core.bench import FAILING, PASSING, Hand, service
 
 
 def watch(policy: Policy | None, interval: float = 30.0, name: str = "db") -> Watch:
@@ -68,7 +68,9 @@ def test_the_end_of_a_recovery_frees_its_slot() -> None:
 
 
 def test_as_many_are_woken_as_there_are_slots_the_most_important_first() -> None:
-    policies = [service(name, priority=priority) for name, priority in zip("abcd", [*Priority, Priority.HIGH], strict=True)]
+    policies = [
+        service(name, priority=priority) for name, priority in zip("abcd", [*Priority, Priority.HIGH], strict=True)
+    ]
     one = desk(*policies, limits=Limits(max_concurrent_recoveries=3))
     for policy in policies:
         one.waiting.add("slot", one.watches[policy.name].rank)
@@ -217,7 +219,13 @@ def test_a_new_run_forgets_everything_volatile() -> None:
     one.agenda.set(("act", "db"), 3.0)
     one.reserved["db"] = None
     one.forget()
-    assert (one.awake, one.watches, one.reserved, one.agenda.deadline, "slot" in one.waiting) == ([], {}, {}, inf, False)
+    assert (one.awake, one.watches, one.reserved, one.agenda.deadline, "slot" in one.waiting) == (
+        [],
+        {},
+        {},
+        inf,
+        False,
+    )
 
 
 # -- the grid -------------------------------------------------------------------------------------------------------

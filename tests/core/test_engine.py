@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf
 
 import pytest
+from tests.core.bench import FAILING, UNRUN, WARNING, Hand, failing, running, service, simulate
 
 from selfheal.core.engine import Engine
 from selfheal.core.messages import (
@@ -34,7 +35,6 @@ from selfheal.core.model import (
     Verdict,
 )
 from selfheal.core.records import Doubted, HoldChanged, Intended, Moved
-from tests.core.bench import FAILING, UNRUN, WARNING, Hand, failing, running, service, simulate
 
 
 def needs(*names: str) -> tuple[Dependency, ...]:
@@ -158,7 +158,9 @@ def test_what_dependents_fail_of_their_parent_does_not_make_them_unsteady() -> N
     simulator, world = simulate(service("db", has_workload=True, recheck=3.0, min_failing_span=20.0), *children)
     simulator.at(60.0, lambda: world.breaks("db"))
     alerts = set[str]()
-    simulator.watchers.append(lambda sim, event, output: alerts.update(a.service for a in sim.engine.ledger.alerts.values()))
+    simulator.watchers.append(
+        lambda sim, event, output: alerts.update(a.service for a in sim.engine.ledger.alerts.values())
+    )
     simulator.run(600.0)
     assert {name: one.state for name, one in simulator.engine.ledger.conditions.items()} == dict.fromkeys(
         ("db", "api", "jobs", "web"), State.HEALTHY
@@ -185,7 +187,13 @@ def test_a_result_of_another_generation_changes_nothing() -> None:
     hand.well("db")
     hand.until(hand.engine.due("db"))
     stale = CheckFinished(
-        at=hand.now, service="db", generation=9, purpose=Purpose.ROUTINE, started=hand.now, ended=hand.now, result=FAILING
+        at=hand.now,
+        service="db",
+        generation=9,
+        purpose=Purpose.ROUTINE,
+        started=hand.now,
+        ended=hand.now,
+        result=FAILING,
     )
     assert hand.feed(stale) is NOTHING
     assert hand.evidence().checks == 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 import pytest
+from tests.core.bench import FLUSH, PEOPLE, RECONNECT, RESTART, running, service
 
 from selfheal.core import guards
 from selfheal.core.guards import GUARDS, OPERATOR, SLOT, Pass, Sight, answer, walk
@@ -33,7 +34,6 @@ from selfheal.core.model import (
     WhenDisabled,
 )
 from selfheal.core.records import GuardAnswer
-from tests.core.bench import FLUSH, PEOPLE, RECONNECT, RESTART, running, service
 
 NOW = 1000.0
 DOWN = Condition(state=State.FAILED, since=900.0, incident=1)
@@ -109,9 +109,7 @@ def test_the_journal_holds_unless_told_otherwise() -> None:
 @pytest.mark.parametrize("name", ["doubt", "canary", "storm"])
 def test_a_hold_of_the_fleet_holds_until_it_ends(name: str) -> None:
     assert asked(name, sight()) is None
-    assert asked(name, sight(holds={name: "why"})) == Hold(
-        reason=f"held:{name}", detail="why", wake=(f"hold:{name}",)
-    )
+    assert asked(name, sight(holds={name: "why"})) == Hold(reason=f"held:{name}", detail="why", wake=(f"hold:{name}",))
 
 
 def test_a_workload_that_has_exited_is_evidence_against_a_storm() -> None:
@@ -125,9 +123,7 @@ def test_a_workload_that_has_exited_is_evidence_against_a_storm() -> None:
 def test_a_suppression_binds_what_it_covers_by_its_own_guard(binds: Binds) -> None:
     said = Suppression(id="r1", binds=binds, services=("db",), actor="pat", reason="disks")
     held = sight(suppressions={"r1": said})
-    assert asked(binds.value, held) == Hold(
-        reason=f"held:{binds.value}", detail="r1 by pat: disks", wake=(OPERATOR,)
-    )
+    assert asked(binds.value, held) == Hold(reason=f"held:{binds.value}", detail="r1 by pat: disks", wake=(OPERATOR,))
     others = {"paused", "maintenance", "observe"} - {binds.value}
     assert not any(asked(name, held) for name in others)
     elsewhere = attrs.evolve(said, services=("api",))
@@ -169,7 +165,10 @@ def test_without_knowing_who_runs_nothing_is_done(instance: Instance | None, det
 
 @pytest.mark.parametrize("run", [Run.RUNNING, Run.STARTING, Run.EXITED, Run.ABSENT])
 def test_what_runs_or_has_ended_may_be_acted_on(run: Run) -> None:
-    assert asked("workload", sight(service(has_workload=True), evidence=attrs.evolve(FAILS, instance=running(1, run)))) is None
+    assert (
+        asked("workload", sight(service(has_workload=True), evidence=attrs.evolve(FAILS, instance=running(1, run))))
+        is None
+    )
 
 
 def test_without_a_workload_nobody_need_know_who_runs() -> None:
@@ -405,7 +404,11 @@ def test_force_passes_a_storm_and_an_override_what_it_names() -> None:
     pause = Suppression(id="r1", binds=Binds.PAUSED, everything=True)
     held: dict[str, Any] = {"holds": {"storm": "", "canary": ""}, "suppressions": {"r1": pause}}
     plain = sight(condition=forced(), **held)
-    assert (reason("storm", plain), reason("canary", plain), reason("paused", plain)) == ("", "held:canary", "held:paused")
+    assert (reason("storm", plain), reason("canary", plain), reason("paused", plain)) == (
+        "",
+        "held:canary",
+        "held:paused",
+    )
     named = sight(condition=forced("paused", "canary"), **held)
     assert (reason("paused", named), reason("canary", named)) == ("", "held:canary")
 

@@ -43,7 +43,9 @@ def ledger(*said: Record | list[Record]) -> Ledger:
     return Ledger.fold([FleetSet(at=0.0, fleet=FLEET), *(well(policy.name) for policy in FLEET.policies), *records])
 
 
-def belongs(one: Ledger, policy: Policy, condition: Condition | None = None, now: float = 10.0) -> tuple[int, bool, bool]:
+def belongs(
+    one: Ledger, policy: Policy, condition: Condition | None = None, now: float = 10.0
+) -> tuple[int, bool, bool]:
     return incidents.belongs_to(one, policy, condition or one.conditions[policy.name], now)
 
 

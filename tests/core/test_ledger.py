@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 import pytest
+from tests.core.bench import service, simulate
 
 from selfheal.core.ledger import FRESH, Ledger, Snapshot, alert_key, hard
 from selfheal.core.model import (
@@ -40,14 +41,19 @@ from selfheal.core.records import (
     decode,
     encode,
 )
-from tests.core.bench import simulate, service
 
 DB = Policy(name="db")
-API = Policy(name="api", depends_on=(Dependency(services=("db",)), Dependency(services=("cache",), kind=DependencyKind.SOFT)))
+API = Policy(
+    name="api", depends_on=(Dependency(services=("db",)), Dependency(services=("cache",), kind=DependencyKind.SOFT))
+)
 
 
 def fold(*records: Record) -> Ledger:
     return Ledger.fold((FleetSet(at=0.0, fleet=Fleet(policies=(DB, API))), *records))
+
+
+def void(_: object) -> None:
+    """Let an answer go."""
 
 
 def moved(name: str = "db", at: float = 1.0, **changes: Any) -> Moved:
@@ -112,7 +118,11 @@ def test_who_belongs_to_an_incident_follows_its_members() -> None:
 
 def test_a_recovery_occupies_its_service_until_it_is_over() -> None:
     ledger = fold(intended())
-    assert (list(ledger.occupied), ledger.acting("db"), ledger.acting("api")) == (["db"], ledger.intents["1/db/1/0"], None)
+    assert (list(ledger.occupied), ledger.acting("db"), ledger.acting("api")) == (
+        ["db"],
+        ledger.intents["1/db/1/0"],
+        None,
+    )
     ledger.apply(moved(state=State.RECOVERING))
     ledger.apply(ended())
     assert (list(ledger.occupied), ledger.acting("db")) == (["db"], None)  # its effect is being verified
@@ -226,7 +236,9 @@ def test_suppressions_and_holds_begin_and_end() -> None:
 
 
 def answered(number: int) -> Answered:
-    return Answered(at=1.0, id=f"r{number}", act="pause", service="", actor="pat", reason="", accepted=True, because="x")
+    return Answered(
+        at=1.0, id=f"r{number}", act="pause", service="", actor="pat", reason="", accepted=True, because="x"
+    )
 
 
 def test_answers_are_remembered_up_to_a_bound() -> None:
@@ -236,9 +248,7 @@ def test_answers_are_remembered_up_to_a_bound() -> None:
     assert ledger.answers["r599"] == (True, "x")
 
 
-@pytest.mark.parametrize(
-    "record", [Doubted(at=7.0, late=1.0), Delivered(at=7.0, notification="n", notifier="oncall")]
-)
+@pytest.mark.parametrize("record", [Doubted(at=7.0, late=1.0), Delivered(at=7.0, notification="n", notifier="oncall")])
 def test_what_decides_nothing_only_moves_the_time(record: Record) -> None:
     before = fold().image()
     assert fold(record).image() == attrs.evolve(before, at=7.0)
@@ -249,9 +259,11 @@ def test_what_decides_nothing_only_moves_the_time(record: Record) -> None:
 
 def test_a_ledger_begun_from_an_image_is_the_same_ledger() -> None:
     """A day of trouble, cut anywhere: image and the rest fold to the same state and the same indexes."""
-    simulator, world = simulate(service("db", has_workload=True), service("api", depends_on=(Dependency(services=("db",)),)))
+    simulator, world = simulate(
+        service("db", has_workload=True), service("api", depends_on=(Dependency(services=("db",)),))
+    )
     simulator.at(60.0, lambda: world.breaks("db"))
-    simulator.at(200.0, lambda: simulator.request("pause", everything=True))
+    simulator.at(200.0, lambda: void(simulator.request("pause", everything=True)))
     simulator.at(220.0, lambda: world.breaks("db"))
     simulator.run(700.0)
     records = simulator.records

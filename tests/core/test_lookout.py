@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from tests.core.bench import FAILING, UNRUN, WARNING, Hand, running, service
 
 from selfheal.core.messages import JournalChanged, WokeLate
-from selfheal.core.model import CheckResult, Dependency, Purpose, Run, State, Verdict
+from selfheal.core.model import PASSING, CheckResult, Dependency, Purpose, Run, State, Verdict
 from selfheal.core.records import HoldChanged
-from tests.core.bench import FAILING, PASSING, UNRUN, WARNING, Hand, running, service
 
 ADMIN = frozenset({"admin"})
 NAMES = ("a", "b", "c", "d")
 
 
-def fleet(**changes: object) -> Hand:
-    hand = Hand(*(service(name) for name in NAMES), **changes)  # type: ignore[arg-type]  # limits and canaries
-    return hand
+def fleet(**changes: Any) -> Hand:
+    return Hand(*(service(name) for name in NAMES), **changes)
 
 
 def holds(hand: Hand) -> list[tuple[str, bool, str]]:

@@ -233,7 +233,9 @@ def test_the_next_rung_asks_anew() -> None:
 
 def test_the_end_of_an_attempt_waits_longer_each_time_then_escalates() -> None:
     acting = machine.begins(DOWN, 100.0, 0)
-    after = machine.attempt_over(policy(), attrs.evolve(acting, forced=Forced(actor="pat", reason="", request="r")), 150.0, 0)
+    after = machine.attempt_over(
+        policy(), attrs.evolve(acting, forced=Forced(actor="pat", reason="", request="r")), 150.0, 0
+    )
     assert (after.state, after.not_before, after.in_attempt, after.cursor, after.forced) == (
         State.FAILED,
         160.0,

@@ -51,6 +51,6 @@ def test_messages_are_equal_by_what_they_say() -> None:
 
 
 def test_most_events_cause_nothing() -> None:
-    assert NOTHING == Output()
+    assert Output() == NOTHING
     assert not NOTHING.records
     assert not NOTHING.commands

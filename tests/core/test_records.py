@@ -1,4 +1,4 @@
-"""The one codec: every value comes back as it was, older shapes are lifted, and what is malformed is refused by name."""
+"""The one codec: what is written comes back as it was, older shapes are lifted, the malformed is refused by name."""
 
 from __future__ import annotations
 
@@ -74,9 +74,7 @@ RICH = Policy(
     window=Window(failures=3, checks=5),
     slow_retry=None,
     steps=LADDER,
-    depends_on=(
-        Dependency(services=("db", "replica"), kind=DependencyKind.SOFT, when_disabled=WhenDisabled.WAIT),
-    ),
+    depends_on=(Dependency(services=("db", "replica"), kind=DependencyKind.SOFT, when_disabled=WhenDisabled.WAIT),),
 )
 FULL = Condition(
     state=State.FAILED,
@@ -89,7 +87,9 @@ FULL = Condition(
     approved=1,
 )
 EVERY: tuple[Record, ...] = (
-    FleetSet(at=0.0, fleet=Fleet(policies=(Policy(name="db"), RICH), canaries=(Canary(name="gateway"),)), unwatched=("db",)),
+    FleetSet(
+        at=0.0, fleet=Fleet(policies=(Policy(name="db"), RICH), canaries=(Canary(name="gateway"),)), unwatched=("db",)
+    ),
     Moved(at=1.25, service="api", before=Condition(), after=FULL, because="confirmed", actor="pat"),
     IncidentOpened(at=2.0, service="api", incident=Incident(number=3, root="api", since=2.0, reopened=1)),
     IncidentMerged(at=3.0, service="api", incident=3, into=4),
@@ -218,13 +218,19 @@ def test_bytes_are_one_line_each_and_keep_words_as_they_are() -> None:
         ({}, "unknown record kind None"),
         ({"kind": "moved"}, "unknown record kind 'moved'"),
         ({"kind": "exploded", "v": 1}, "unknown record kind 'exploded'"),
-        ({"kind": "doubted", "v": 2, "at": 1.0, "late": 1.0}, "doubted version 2 is of a newer release (this one knows 1)"),
+        (
+            {"kind": "doubted", "v": 2, "at": 1.0, "late": 1.0},
+            "doubted version 2 is of a newer release (this one knows 1)",
+        ),
         ({"kind": "doubted", "v": 1, "at": 1.0}, "not a stored Doubted"),
         ({"kind": "doubted", "v": 1, "at": "soon", "late": 1.0}, "not a stored Doubted: could not convert"),
         ({"kind": "doubted", "v": 1, "at": 1.0, "late": 1.0, "why": ""}, "not a stored Doubted: 'why'"),
         ({"kind": "delivered", "v": 1, "at": 1.0, "notification": 3, "notifier": "n"}, "3 is not str"),
         ({"kind": "hold_changed", "v": 1, "at": 1.0, "hold": "storm", "on": 1}, "1 is not bool"),
-        ({"kind": "moved", "v": 1, "at": 1.0, "service": "db", "before": {"state": "limp"}, "after": {}}, "'limp' is not"),
+        (
+            {"kind": "moved", "v": 1, "at": 1.0, "service": "db", "before": {"state": "limp"}, "after": {}},
+            "'limp' is not",
+        ),
         ({"kind": "moved", "v": 1, "at": 1.0, "service": "db", "before": [], "after": {}}, "not a stored Moved"),
     ],
 )
@@ -280,7 +286,9 @@ CONDITIONS = st.builds(
     forced=st.none()
     | st.builds(Forced, actor=WORDS, reason=WORDS, request=WORDS, override=st.frozensets(WORDS, max_size=3)),
 )
-SCALARS: st.SearchStrategy[Scalar] = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | WORDS
+SCALARS: st.SearchStrategy[Scalar] = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | WORDS
+)
 
 
 @settings(max_examples=150)
@@ -291,9 +299,7 @@ def test_whatever_is_said_can_be_read_again(
     import json
 
     moved = Moved(at=at, service="db", before=before, after=after)
-    answered = Answered(
-        at=at, id="r", act="pause", service="", actor="", reason="", accepted=True, arguments=arguments
-    )
+    answered = Answered(at=at, id="r", act="pause", service="", actor="", reason="", accepted=True, arguments=arguments)
     for record in (moved, answered):
         again = decode_record(json.loads(dumps(encode_record(record))))
         assert again == record

@@ -1,4 +1,4 @@
-"""Who is watched: starts, other fleets, switching on and off, suppressions and windows; and that empty means nothing."""
+"""Who is watched: starts, other fleets, switching on and off, suppressions, windows; and that empty is nothing."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import attrs
 import pytest
+from tests.core.bench import FAILING, Hand, running, service
 
 from selfheal.core.messages import Settle, WindowChanged
 from selfheal.core.model import (
+    PASSING,
     Budget,
     Canary,
     Dependency,
@@ -23,7 +25,6 @@ from selfheal.core.model import (
 )
 from selfheal.core.records import Answered, FleetSet, HoldChanged, Intended, Moved, SuppressionChanged
 from selfheal.core.roster import drops_too_much
-from tests.core.bench import FAILING, PASSING, Hand, running, service
 
 ADMIN = frozenset({"admin"})
 NEEDS_DB = (Dependency(services=("db",)),)
@@ -85,8 +86,9 @@ def test_the_clock_of_an_attempt_stands_still_while_nobody_is_there() -> None:
     condition = hand.condition()
     assert (condition.state, condition.in_attempt) == (State.FAILED, True)
     assert condition.acting_since is not None
+    died = hand.now
     hand.restart(down_for=500.0)
-    assert (hand.condition().acting_since, hand.condition().acted_for) == (None, condition.acted_for)
+    assert (hand.condition().acting_since, hand.condition().acted_for) == (None, died - condition.acting_since)
     hand.act()
     assert hand.said(Intended)[-1].intent == "1/db/1/1"
 

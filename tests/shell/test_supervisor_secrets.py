@@ -262,9 +262,6 @@ async def test_a_rotated_secret_is_scrubbed_as_well_as_the_one_before(tmp_path: 
 
 
 def test_the_plan_of_a_run_shows_no_secret() -> None:
-    assert running_module.Plan is not None
-    secret = Secret("Canary-in-a-plan")
-    plan = running_module.Plan(
-        roster=lambda key: NotImplemented, journal=None, notifiers={"n": LeakyNotifier(key=secret)}
-    )
+    notifier = LeakyNotifier(key=Secret("Canary-in-a-plan"))
+    plan = running_module.Plan(roster=lambda key: NotImplemented, journal=None, notifiers={"n": notifier})
     assert "Canary" not in repr(plan)

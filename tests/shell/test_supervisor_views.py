@@ -179,7 +179,7 @@ async def test_s51_without_history_a_number_is_null_and_no_guess(tmp_path: Path)
 
 async def test_s54_a_refusal_says_what_was_wrong_and_nothing_of_our_inside() -> None:
     async with Supervisor([quick("api", check=Switch())], journal=None) as supervisor:
-        for name, parameters, code in [
+        wrong: list[tuple[str, dict[str, Any], str]] = [
             ("nothing", {}, "unknown_request"),
             ("__class__", {}, "unknown_request"),
             ("service", {}, "bad_parameter"),
@@ -189,7 +189,8 @@ async def test_s54_a_refusal_says_what_was_wrong_and_nothing_of_our_inside() -> 
             ("incident", {"number": -1}, "bad_parameter"),
             ("records", {"limit": "many"}, "bad_parameter"),
             ("disable", {"service": "api"}, "bad_parameter"),
-        ]:
+        ]
+        for name, parameters, code in wrong:
             with pytest.raises(RequestRefused) as refused:
                 await supervisor.ask(name, **parameters)
             assert refused.value.code == code, name

@@ -125,6 +125,8 @@ def _enable(rooms: Rooms, event: Requested) -> str:
     condition, policy = rooms.desk.ledger.conditions[name], rooms.desk.ledger.policies[name]
     if condition.state is not State.DISABLED and condition.enabled:
         return "it is enabled"
+    if name in rooms.desk.ledger.unwatched:
+        raise Refused("refused", f"{name} is gone from the configuration: release the hold `fleet`, or bring it back")
     if not policy.enabled:
         after = attrs.evolve(condition, enabled=True)
         rooms.desk.move(name, after, f"switched on: {event.reason}", event.actor)
@@ -213,7 +215,8 @@ def _acknowledge(rooms: Rooms, event: Requested) -> str:
     rooms.desk.say_all(iter(known))
     condition, policy = rooms.desk.ledger.conditions[name], rooms.desk.ledger.policies[name]
     index = machine.next_step(policy, condition, rooms.desk.evidence_of(name))
-    if condition.asked_at is not None and index is not None and policy.steps[index].action == MANUAL:
+    asked = condition.asked_at is not None and name not in rooms.desk.ledger.unwatched
+    if asked and index is not None and policy.steps[index].action == MANUAL:
         rooms.repair.pass_over(name, f"acknowledged: {event.reason}", event.actor)
         return f"{MANUAL} is acknowledged"
     if not known:
@@ -241,8 +244,12 @@ def _asking(rooms: Rooms, event: Requested) -> tuple[str, int]:
     name = _named(event)
     condition, policy = rooms.desk.ledger.conditions[name], rooms.desk.ledger.policies[name]
     index = machine.next_step(policy, condition, rooms.desk.evidence_of(name))
-    if condition.state is not State.FAILED or condition.asked_at is None or index is None:
+    watched = name not in rooms.desk.ledger.unwatched
+    if not watched or condition.state is not State.FAILED or condition.asked_at is None or index is None:
         raise Refused("not_found", f"no step of {name} waits for a person")
+    step = policy.steps[index].action
+    if condition.reason == "held:approval" and condition.detail != step:
+        raise Refused("conflict", f"{condition.detail} was asked for, and {step} is next by now; look again")
     return name, index
 
 

@@ -180,10 +180,10 @@ class Desk:
         return watch.evidence if watch is not None else Evidence()
 
     def checkable(self, name: str) -> bool:
-        condition = self.ledger.conditions[name]
-        if condition.state is State.DISABLED:
+        """Whether a check may run: of what is watched, and while no action of it runs (law 4)."""
+        if self.ledger.conditions[name].state is State.DISABLED:
             return False
-        return condition.state is not State.RECOVERING or self.ledger.acting(name) is None
+        return not self.ledger.intents or self.ledger.acting(name) is None
 
     def _check_command(self, watch: Watch, purpose: Purpose) -> RunCheck:
         """Return the command; the one of a well service is made once and used again."""

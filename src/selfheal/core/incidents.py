@@ -2,7 +2,8 @@
 
 A failing child of a parent that is down is folded into the parent's incident. When the child was seen first, its own
 incident is merged into the parent's as soon as that opens. Where any of several parents will do, one of them that is
-down explains nothing while another is well. A relapse within probation opens the same incident again. An incident closes when its last member is well, disabled or gone.
+down explains nothing while another is well. A relapse within probation opens the same incident again. An incident
+closes when its last member is well, disabled or gone.
 
 The functions yield records one by one; the caller applies each before asking for the next, so that a generator sees
 its own effects.
@@ -72,7 +73,7 @@ def opened(ledger: Ledger, name: str, number: int, now: float, correlation: str,
 def merged(ledger: Ledger, parent: str, into: int, now: float) -> Iterator[Record]:
     """Yield the records that fold the incidents of `parent`'s dependents into `into`."""
     for number in _below(ledger, parent, into):
-        for name in tuple(ledger.members.get(number, ())):
+        for name in sorted(ledger.members.get(number, ())):  # the order they came in is not kept by a snapshot
             condition = ledger.conditions[name]
             after = attrs.evolve(condition, incident=into)
             yield Moved(at=now, service=name, before=condition, after=after, because=f"its parent {parent} is down")

@@ -101,11 +101,13 @@ def moved(condition: Condition, now: float, **changes: Any) -> Condition:
 # -- the ladder -----------------------------------------------------------------------------------------------------
 
 
-def suitable(policy: Policy, step: Step, condition: Condition, evidence: Evidence) -> bool:
-    """Whether a step fits this failure: its cause, the attempt, and whether there is anything to reconnect to."""
-    attempt = condition.attempt if condition.in_attempt else condition.attempt + 1
-    if attempt < step.from_attempt:
-        return False
+def _attempt(condition: Condition) -> int:
+    """Return the attempt that the next step belongs to."""
+    return condition.attempt if condition.in_attempt else condition.attempt + 1
+
+
+def fits(policy: Policy, step: Step, evidence: Evidence) -> bool:
+    """Whether a step fits this failure: its cause, and whether there is anything to reconnect to."""
     if step.only_for and evidence.cause not in step.only_for:
         return False
     gone = policy.has_workload and evidence.instance is not None and evidence.instance.run in GONE
@@ -118,12 +120,19 @@ def allowed(step: Step, evidence: Evidence) -> bool:
 
 
 def next_step(policy: Policy, condition: Condition, evidence: Evidence) -> int | None:
-    """Return the index of the next step that fits and is allowed; None when the ladder has none left."""
+    """Return the index of the next step that fits and is allowed; None when the ladder has none left.
+
+    An attempt that would have no step at all takes one that is meant for a later attempt: that one may never come.
+    """
+    later = None
     for index in range(condition.cursor, len(policy.steps)):
         step = policy.steps[index]
-        if suitable(policy, step, condition, evidence) and allowed(step, evidence):
+        if not fits(policy, step, evidence) or not allowed(step, evidence):
+            continue
+        if _attempt(condition) >= step.from_attempt:
             return index
-    return None
+        later = index if later is None else later
+    return None if condition.in_attempt else later
 
 
 # -- the turns of a recovery ----------------------------------------------------------------------------------------

@@ -131,7 +131,8 @@ class Repair:
             assert policy is not None
             if condition.state is State.FAILED:
                 if condition.attempt < policy.max_retries and not condition.in_attempt:
-                    after = machine.moved(condition, self.desk.now, not_before=self.desk.now + policy.dependent_grace)
+                    grace = max(condition.not_before, self.desk.now + policy.dependent_grace)
+                    after = machine.moved(condition, self.desk.now, not_before=grace)
                     self.desk.move(watch.name, after, f"{name} is back")
                 self.desk.ready(watch.name)
             elif condition.state is State.UNHEALTHY:
@@ -217,7 +218,9 @@ class Repair:
         condition, policy = self.desk.ledger.conditions[watch.name], watch.policy
         assert policy is not None
         index = machine.next_step(policy, condition, watch.evidence)
-        if condition.asked_at is None or index is None or policy.steps[index].action == MANUAL:
+        if condition.asked_at is None or index is None:
+            return False
+        if policy.steps[index].action == MANUAL or not policy.steps[index].asks:
             return False
         if self.desk.now < condition.asked_at + policy.approval_timeout:
             return False
@@ -234,16 +237,18 @@ class Repair:
             self.desk.move(name, after, because, actor)
             self.desk.ready(name)
         else:
-            begun = after if condition.in_attempt else attrs.evolve(after, attempt=condition.attempt + 1)
+            first = not condition.in_attempt
+            begun = attrs.evolve(after, attempt=condition.attempt + first, level=condition.level + first)
             self._attempt_over(name, begun, because, actor)
 
     def _held(self, watch: Watch, hold: Hold) -> None:
         name = watch.name
         condition = self.desk.ledger.conditions[name]
         changes: dict[str, Any] = {}
-        if condition.reason != hold.reason:
+        other = condition.reason == hold.reason and _other_matter(condition.detail, hold)
+        if condition.reason != hold.reason or other:
             changes = {"reason": hold.reason, "detail": hold.detail}
-        if hold.reason == "held:approval" and condition.asked_at is None:
+        if hold.reason == "held:approval" and (condition.asked_at is None or other):
             changes["asked_at"] = self.desk.now
         changes |= machine.clock_stopped(condition, self.desk.now)
         if changes:
@@ -300,9 +305,9 @@ class Repair:
 
     def run_clock(self, name: str, condition: Condition) -> None:
         policy = self.desk.ledger.policies[name]
-        if condition.acting_since is not None:
-            due = condition.acting_since + policy.recovery_timeout - condition.acted_for
-            self.desk.agenda.set(("attempt", name), due)
+        assert condition.acting_since is not None
+        due = condition.acting_since + policy.recovery_timeout - condition.acted_for
+        self.desk.agenda.set(("attempt", name), due)
 
     def acted(self, event: ActionFinished) -> None:
         intended = self.desk.ledger.intents.get(event.intent)
@@ -337,6 +342,7 @@ class Repair:
         self.desk.wake(SLOT)
         watch = self.desk.watches.get(name)
         if watch is None or watch.policy is None:
+            self.leave(name)
             return
         condition = self.desk.ledger.conditions[name]
         if condition.state is not State.RECOVERING:
@@ -355,6 +361,15 @@ class Repair:
             self._give_back(watch, condition, intended, settled, detail)
         else:
             self._verify(watch, condition, settled, detail)
+
+    def leave(self, name: str) -> None:
+        """Let a service that is kept but not watched give its slot back: nobody verifies its recovery."""
+        condition = self.desk.ledger.conditions.get(name)
+        if condition is None or condition.state is not State.RECOVERING or self.desk.ledger.acting(name) is not None:
+            return
+        stopped = machine.clock_stopped(condition, self.desk.now)
+        after = machine.moved(condition, self.desk.now, state=State.FAILED, **stopped)
+        self.desk.move(name, after, "it is not watched")
 
     def _give_back(self, watch: Watch, condition: Condition, intended: Intended, settled: Settled, detail: str) -> None:
         after = machine.given_back(condition, self.desk.now, intended.at)
@@ -412,6 +427,16 @@ class Repair:
         if intended is not None:
             self.desk.commands.append(CancelAction(intent=intended.intent))
             return
-        condition = self.desk.ledger.conditions.get(name)
-        if condition is not None and condition.in_attempt:
-            self._attempt_over(name, condition, "recovery_timeout is over")
+        condition = self.desk.ledger.conditions[name]
+        assert condition.in_attempt, f"the clock of {name} runs outside of an attempt"
+        self._attempt_over(name, condition, "recovery_timeout is over")
+
+
+def _other_matter(detail: str, hold: Hold) -> bool:
+    """Whether it is held for another matter than the one said.
+
+    A person must be asked for the step that is next (law 13); of a workload, what stands before the colon names it.
+    """
+    if hold.reason == "held:approval":
+        return detail != hold.detail
+    return hold.reason == "held:workload" and detail.partition(":")[0] != hold.detail.partition(":")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf
 from typing import Final
 
@@ -50,9 +51,13 @@ class Roster:
         """A restart is an event: everything volatile is forgotten, so that a replay runs through crashes."""
         self.desk.forget()
         fleet, unwatched = self._kept(event.fleet)
+        old = self.desk.ledger.policies
         if fleet != self.desk.ledger.fleet or unwatched != tuple(self.desk.ledger.unwatched):
             self._drop(fleet, "not in the configuration any more")
             self.desk.say(FleetSet(at=self.desk.now, fleet=fleet, unwatched=unwatched, actor="selfheal"))
+            self._void_approvals(old)
+            for name in unwatched:
+                self.repair.leave(name)
         self.lookout.forget()
         if unwatched:
             self.desk.hold(
@@ -64,7 +69,7 @@ class Roster:
         for suppression in self.desk.ledger.suppressions.values():
             self.desk.agenda.set(("expire", suppression.id), suppression.until)
         for policy in self.desk.ledger.fleet.policies:
-            self._resume(policy)
+            self._resume(policy, event.resumes)
         for intended in self.desk.ledger.intents.values():
             # However long nobody was there, whoever is asked gets the time to answer.
             due = max(self.desk.now, intended.at + intended.timeout) + ORPHAN_MARGIN
@@ -127,8 +132,8 @@ class Roster:
             if since < inf:
                 self.lookout.storm.suspect(name, since, self.desk.ledger.children.get(name, ()))
 
-    def _resume(self, policy: Policy) -> None:
-        """Take one service up where the last run, or nobody, left it."""
+    def _resume(self, policy: Policy, resumes: float) -> None:
+        """Take one service up where the last run, which lived until `resumes`, or nobody, left it."""
         name = policy.name
         watch = self.desk.watches.get(name)
         if watch is None:
@@ -143,16 +148,17 @@ class Roster:
                 name, machine.afresh(condition, self.desk.now, State.UNKNOWN), "enabled in the configuration"
             )
         elif condition.state is State.FAILED:
-            if condition.acting_since is not None:
-                resumed = {"acted_for": condition.acted_for, "acting_since": None}
-                self.desk.move(name, machine.moved(condition, self.desk.now, **resumed), "selfheal was started")
+            stopped = machine.clock_stopped(condition, max(condition.acting_since or 0.0, resumes))
+            self.desk.move(name, machine.moved(condition, self.desk.now, **stopped), "selfheal was started")
             self.desk.ready(name)
         elif condition.state is State.RECOVERING:
-            self._resume_recovery(watch, condition)
+            self._resume_recovery(watch, condition, resumes)
 
-    def _resume_recovery(self, watch: Watch, condition: Condition) -> None:
+    def _resume_recovery(self, watch: Watch, condition: Condition, resumes: float) -> None:
         """The clock of its attempt stood still while nobody was there."""
-        after = machine.moved(condition, self.desk.now, acting_since=self.desk.now, generation=condition.generation + 1)
+        stopped = machine.clock_stopped(condition, max(condition.acting_since or 0.0, resumes))
+        running = {**stopped, "acting_since": self.desk.now, "generation": condition.generation + 1}
+        after = machine.moved(condition, self.desk.now, **running)
         self.desk.move(watch.name, after, "selfheal was started")
         self.repair.run_clock(watch.name, after)
         if self.desk.ledger.acting(watch.name) is None:
@@ -183,6 +189,7 @@ class Roster:
         old, lacking = self.desk.ledger.policies, unconfirmed(self.desk.ledger, fleet)
         self._drop(fleet, "removed from the fleet")
         self.desk.say(FleetSet(at=self.desk.now, fleet=fleet, actor=actor))
+        self._void_approvals(old)
         self.desk.hold("fleet", False, "confirmed" if lacking else "the fleet is whole", actor)
         self._watch_fleet()
         for policy in fleet.policies:
@@ -197,6 +204,15 @@ class Roster:
                 self._renewed(watch, condition, actor)
             elif before != policy:
                 self.desk.ready(policy.name)
+
+    def _void_approvals(self, old: Mapping[str, Policy]) -> None:
+        """A person said yes to a step of the old ladder, not to what stands in its place now (law 13)."""
+        for name, policy in self.desk.ledger.policies.items():
+            before, condition = old.get(name), self.desk.ledger.conditions[name]
+            open_ = condition.approved is not None or condition.asked_at is not None
+            if before is not None and before.steps != policy.steps and open_:
+                after = machine.moved(condition, self.desk.now, approved=None, asked_at=None)
+                self.desk.move(name, after, "its recovery_actions were changed")
 
     def _renewed(self, watch: Watch, condition: Condition, actor: str) -> None:
         """Another check object answers now: results of the old one count no more, and it is asked at once."""

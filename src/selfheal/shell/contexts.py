@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import threading
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from functools import partial
 from math import inf
 from typing import Any, TypeVar
@@ -44,10 +44,20 @@ class Kept:
                 place = self._kept[key] = _Place(loop=loop, plugin=plugin)
             return place.values
 
-    def take(self, loop: asyncio.AbstractEventLoop, service: str | None = None) -> list[Any]:
-        """Forget what `service` (every service, by default) keeps on `loop`, and return it to be closed."""
+    def take(
+        self, loop: asyncio.AbstractEventLoop, service: str | None = None, *, of: Iterable[object] | None = None
+    ) -> list[Any]:
+        """Forget what `service` (every service, by default) keeps on `loop`, and return it to be closed.
+
+        With `of`, only what belongs to these plugin objects.
+        """
+        plugins = None if of is None else {id(plugin) for plugin in of}
         with self._lock:
-            keys = [key for key in self._kept if key[0] == id(loop) and service in (None, key[1])]
+            keys = [
+                key
+                for key in self._kept
+                if key[0] == id(loop) and service in (None, key[1]) and (plugins is None or key[2] in plugins)
+            ]
             places = [self._kept.pop(key) for key in keys]
         taken = [value for place in places for value in place.values.values()]
         for place in places:
@@ -60,13 +70,15 @@ class Kept:
             found = {key[0]: place.loop for key, place in self._kept.items() if service in (None, key[1])}
         return list(found.values())
 
-    async def close_here(self, service: str | None = None, *, timeout: float = CLOSING) -> list[str]:
+    async def close_here(
+        self, service: str | None = None, *, of: Iterable[object] | None = None, timeout: float = CLOSING
+    ) -> list[str]:
         """Close what is kept on the running loop, all at once, within `timeout` seconds.
 
         Return one line for each thing that would not close: its type and the type of what it raised, no more, for
         the text of a driver's error may hold a secret.
         """
-        taken = self.take(asyncio.get_running_loop(), service)
+        taken = self.take(asyncio.get_running_loop(), service, of=of)
         if not taken:
             return []
         tasks = {asyncio.ensure_future(_closed(value)): value for value in taken}

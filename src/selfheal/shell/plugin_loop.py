@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Final
@@ -160,13 +160,16 @@ class PluginLoops:
                 if home is not None:
                     self._retire(home)
 
-    async def close_kept(self, service: str, *, timeout: float = CLOSING) -> None:
-        """Close what plugins keep for `service`, on every loop that has something; at most `timeout` seconds."""
+    async def close_kept(self, service: str, *, of: Sequence[object] | None = None, timeout: float = CLOSING) -> None:
+        """Close what plugins keep for `service`, on every loop that has something; at most `timeout` seconds.
+
+        With `of`, only what belongs to these plugin objects: a successor of the same name keeps its own.
+        """
         loops = self.kept.loops(service)
         homes = [home for home in self._homes() if home.loop in loops]
         async with anyio.create_task_group() as group:
             for home in homes:
-                group.start_soon(self._close_kept_of, home, service, timeout)
+                group.start_soon(self._close_kept_of, home, service, timeout, of)
 
     async def aclose(self, timeout: float = 5.0) -> None:
         """Cancel what runs, close what is kept, end the threads; return after at most `timeout` seconds.
@@ -234,9 +237,11 @@ class PluginLoops:
         self._leaving.append(home)
         home.retire()
 
-    async def _close_kept_of(self, home: PluginThread, service: str, timeout: float) -> None:
+    async def _close_kept_of(
+        self, home: PluginThread, service: str, timeout: float, of: Sequence[object] | None
+    ) -> None:
         ended = anyio.Event()
-        home.close_kept(service, timeout, partial(self.tell, ended.set))
+        home.close_kept(service, timeout, partial(self.tell, ended.set), of)
         with anyio.move_on_after(timeout + TICK):
             await ended.wait()
 

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextvars import Context, ContextVar
 from enum import StrEnum
 from math import inf
@@ -273,12 +273,17 @@ class PluginThread:
         """Cancel what was dropped, and end the thread once its last run has ended."""
         self._soon(self._retire)
 
-    def close_kept(self, service: str, timeout: float, done: Callable[[], None]) -> None:
-        """Close what `service` keeps here, within `timeout` seconds, then call `done` in this thread."""
+    def close_kept(
+        self, service: str, timeout: float, done: Callable[[], None], of: Sequence[object] | None = None
+    ) -> None:
+        """Close what `service` keeps here, within `timeout` seconds, then call `done` in this thread.
+
+        With `of`, only what belongs to these plugin objects.
+        """
 
         async def close() -> None:
             try:
-                self._note_open(await self._overseer.kept.close_here(service, timeout=timeout))
+                self._note_open(await self._overseer.kept.close_here(service, of=of, timeout=timeout))
             finally:
                 done()
 

@@ -39,6 +39,11 @@ class Entry:
     scrubber: Scrubber
     lane: Lane | None = None
 
+    @property
+    def plugins(self) -> tuple[object, ...]:
+        """Its check, its workload, and who takes its steps."""
+        return (self.check, self.workload, *(step.target for step in self.steps))
+
     def same_check(self, other: Entry) -> bool:
         """Whether both are checked in the same way by the same object."""
         return (

@@ -298,8 +298,11 @@ class Running:
             if after is not None and after.same_check(entry):
                 continue
             self.loops.forgive(name)
-            await self.loops.close_kept(name)
-            await self.programs.release([entry], stopping=False)
+            kept = () if after is None else after.plugins
+            gone = [plugin for plugin in entry.plugins if not any(plugin is one for one in kept)]
+            await self.loops.close_kept(name, of=gone)
+            if entry.workload is not None and any(entry.workload is plugin for plugin in gone):
+                await self.programs.release([entry], stopping=False)
             if after is None:
                 self.contexts.threads.close(name)
 

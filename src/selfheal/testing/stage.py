@@ -20,6 +20,7 @@ from typing import Final
 import anyio
 import attrs
 
+from selfheal.builtin import proc
 from selfheal.core.model import CheckResult
 from selfheal.plugins import HealthCheck
 from selfheal.shell.contexts import Contexts
@@ -184,15 +185,7 @@ def descriptors() -> int:
 
 def children() -> set[int]:
     """Return the processes that descend from this one and still run."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-            except OSError:  # it has just ended
-                continue
-            if fields[0] != b"Z":
-                parents[int(entry.name)] = int(fields[1])
+    parents = {seen.identity.pid: seen.parent for seen in proc.everyone() if seen.state != "Z"}
     found = {os.getpid()}
     while grown := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= grown

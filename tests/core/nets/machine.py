@@ -268,7 +268,9 @@ class Healing(RuleBasedStateMachine):
                 chosen = [
                     attrs.evolve(p, depends_on=tuple(d for d in p.depends_on if gone not in d.services)) for p in chosen
                 ]
-        self.s.propose(attrs.evolve(fleet, policies=tuple(chosen)), confirmed=confirmed)
+        other = attrs.evolve(fleet, policies=tuple(chosen))
+        self.w.meets(other)
+        self.s.propose(other, confirmed=confirmed)
 
     @precondition(lambda self: self.s.engine.ledger.policies)
     @rule(place=PLACES, older=st.booleans(), passing=st.booleans(), purpose=st.sampled_from(Purpose))
