@@ -185,7 +185,10 @@ class Supervisor:
                 await self._stack.enter_async_context(self._read_along())
         except BaseException:
             stack, self._stack = self._stack, None
-            await stack.aclose()
+            try:
+                await stack.aclose()
+            finally:
+                self._running = self._reading = None
             raise
         return self
 
@@ -350,8 +353,9 @@ class Supervisor:
     async def reload(self, configuration: Configuration, *, confirmed: bool = False, actor: str = LOCAL) -> None:
         """Take over the services, canaries and limits of another version of the file. State, budgets and pauses stay.
 
-        Notifiers, routes and maintenance windows are read at a start only. Raises `RequestRefused` when it drops so
-        much of the fleet that it must be `confirmed`, and `ConfigurationError`; then nothing has changed.
+        A notifier that there was takes over its new settings; other notifiers, routes and maintenance windows are read
+        at a start only. Raises `RequestRefused` when it drops so much of the fleet that it must be `confirmed`, and
+        `ConfigurationError`; then nothing has changed.
         """
         c = configuration
         async with self._at_work().changing:
@@ -359,6 +363,8 @@ class Supervisor:
             services = {s.name: _kept(known.get(s.name), self._at_home(s)) for s in c.services}
             await self._change(services, "reload", actor, confirmed=confirmed, canaries=c.canaries, limits=c.limits)
             self._canaries, self._limits = c.canaries, c.limits
+            self._notifiers = {name: c.notifiers.get(name, one) for name, one in self._notifiers.items()}
+            await self._at_work().telling.replace(self._notifiers)
 
     async def _change(
         self,

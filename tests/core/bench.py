@@ -295,14 +295,19 @@ class Hand:
 
 
 def simulate(
-    *policies: Policy, canaries: Iterable[str] = (), seed: int = 0, takes: float = 1.0, **limits: Any
+    *policies: Policy,
+    canaries: Iterable[str] = (),
+    seed: int = 0,
+    takes: float = 1.0,
+    laws: Laws | None = None,
+    **limits: Any,
 ) -> tuple[Simulator, SimpleWorld]:
-    """Return a simulator of these services and its world, with every law watching."""
+    """Return a simulator of these services and its world, with every law watching after every event (or `laws`)."""
     fleet = Fleet(
         policies=policies, canaries=tuple(Canary(name=name) for name in canaries), limits=Limits(**limits), seed=seed
     )
     world = SimpleWorld(fleet, action_takes=(takes, takes))
-    return Simulator(fleet, world, watchers=[Laws()]), world
+    return Simulator(fleet, world, watchers=[laws or Laws()]), world
 
 
 def began(records: Iterable[Record], name: str = "db") -> list[float]:

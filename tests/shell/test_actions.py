@@ -246,6 +246,32 @@ async def test_one_that_never_began_spends_nothing_and_is_not_told_at_once(monke
         free.set()
 
 
+@pytest.mark.parametrize("stage", ["inspecting", "stuck"])
+async def test_one_stopped_before_it_began_has_not_started(stage: str) -> None:
+    @attrs.frozen(kw_only=True)
+    class Silent(ScriptedWorkload):
+        kind: ClassVar[str] = "silent"
+
+        async def inspect(self, context: Context) -> Instance:
+            await asyncio.sleep(3600)
+            return self.current
+
+    free = threading.Event()
+    workload = Silent() if stage == "inspecting" else None
+    async with hands("mend", workload=workload, callbacks={("api", "mend"): lambda context: free.wait(30.0)}) as made:
+        if stage == "stuck":
+            made.run(timeout=0.1)
+            await made.ending()
+            made.posted.clear()
+            made.more = anyio.Event()
+        made.run(timeout=0.1)
+        await anyio.sleep(0.2)
+        made.actions.interrupt()
+        ended = await made.ending(within=1.0)
+        free.set()
+    assert (ended.settled, ended.detail) == (Settled.NOT_STARTED, "selfheal was stopped")
+
+
 async def test_a_step_that_is_gone_is_not_started() -> None:
     async with hands("restart", workload=ScriptedWorkload()) as made:
         made.actions.entries = {}

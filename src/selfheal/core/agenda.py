@@ -1,29 +1,38 @@
 """Due times, and who waits for what.
 
-`Agenda` is a heap with at most one live entry for each (what, whom); an entry that was moved or cancelled stays in
-the heap and is passed over when it comes up. Ties go by the order of setting, so that the same inputs fire the same
-timers in the same order. `Waiting` keeps, for each thing that may wake somebody, who waits for it, most important
-first; waking one costs nothing for the others.
+`Agenda` has at most one live entry for each (what, whom); an entry that was moved or cancelled stays where it is and
+is passed over when it comes up. Ties go by the order of setting, so that the same inputs fire the same timers in the
+same order. Entries lie in slots of half a second, and only the slot that is due first is put in order: so what
+a check costs hardly grows with the fleet. `Waiting` keeps, for each thing that may wake somebody, who waits for it,
+most important first; waking one costs nothing for the others.
 """
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
-from math import inf
-from typing import TypeAlias
+from heapq import heapify, heappop, heappush
+from math import inf, nan
+from typing import Final, TypeAlias
 
 Key: TypeAlias = tuple[str, str]
 Rank: TypeAlias = tuple[int, int, str]
+Entry: TypeAlias = tuple[float, int, Key]
+
+SLOT: Final = 0.5
+"""Seconds; a power of two, so that an instant and its slot never disagree by rounding."""
 
 
 class Agenda:
     """What is due when. Instants are journal time."""
 
-    __slots__ = ("_due", "_heap", "_tie")
+    __slots__ = ("_due", "_opened", "_order", "_slots", "_tie", "bound")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Key]] = []
+        self.bound = inf
+        """Nothing is due before this instant: it costs nothing to read, and `deadline` makes it exact."""
         self._due: dict[Key, float] = {}
+        self._slots: dict[float, list[Entry]] = {}
+        self._order: list[float] = []  # a heap of the slots, one each
+        self._opened = nan  # the slot whose entries are a heap
         self._tie = 0
 
     def set(self, key: Key, due: float) -> None:
@@ -32,8 +41,18 @@ class Agenda:
             self._due.pop(key, None)
             return
         self._due[key] = due
-        self._tie += 1
-        heappush(self._heap, (due, self._tie, key))
+        self._tie = tie = self._tie + 1
+        slot = due // SLOT
+        entries = self._slots.get(slot)
+        if entries is None:
+            self._slots[slot] = [(due, tie, key)]
+            heappush(self._order, slot)
+        elif slot == self._opened:
+            heappush(entries, (due, tie, key))
+        else:
+            entries.append((due, tie, key))
+        if due < self.bound:
+            self.bound = due
 
     def cancel(self, key: Key) -> None:
         """Forget `key`."""
@@ -46,22 +65,44 @@ class Agenda:
     @property
     def deadline(self) -> float:
         """The earliest due time; infinity when nothing is due."""
-        heap, due = self._heap, self._due
-        while heap:
-            first = heap[0]
-            if due.get(first[2]) == first[0]:
-                return first[0]
-            heappop(heap)
-        return inf
+        self._first()
+        return self.bound
 
     def pop(self) -> tuple[float, Key]:
         """Take the earliest entry. Raises `IndexError` when nothing is due."""
-        at = self.deadline
-        if at == inf:
+        entry = self.take(inf)
+        if entry is None:
             raise IndexError("nothing is due")
-        _, _, key = heappop(self._heap)
-        del self._due[key]
-        return at, key
+        return entry[0], entry[2]
+
+    def take(self, until: float) -> Entry | None:
+        """Take the earliest entry if it is due by `until`; None when it is not."""
+        entries = self._first()
+        if entries is None or self.bound > until:
+            return None
+        entry = heappop(entries)
+        del self._due[entry[2]]
+        return entry
+
+    def _first(self) -> list[Entry] | None:
+        """Return the heap whose top is due first; None when nothing is due. Makes `bound` exact."""
+        due, order = self._due, self._order
+        while order:
+            slot = order[0]
+            entries = self._slots[slot]
+            if slot != self._opened:
+                heapify(entries)
+                self._opened = slot
+            while entries:
+                at, _, key = entries[0]
+                if due.get(key) == at:
+                    self.bound = at
+                    return entries
+                heappop(entries)
+            del self._slots[heappop(order)]
+            self._opened = nan
+        self.bound = inf
+        return None
 
     def postpone(self, at: float) -> None:
         """Move every entry that is overdue at `at` to `at`, in their order (a suspended host spends no attempts)."""
@@ -76,16 +117,21 @@ class Agenda:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._heap.clear()
         self._due.clear()
+        self._slots.clear()
+        self._order.clear()
+        self._opened = nan
+        self.bound = inf
 
 
 class Waiting:
     """Who waits for what: wake key -> the waiting, most important first."""
 
-    __slots__ = ("_heaps", "_waits")
+    __slots__ = ("_heaps", "_waits", "many")
 
     def __init__(self) -> None:
+        self.many = 0
+        """How many wait, for whatever it is."""
         self._heaps: dict[str, list[Rank]] = {}
         self._waits: dict[str, dict[str, None]] = {}
 
@@ -93,6 +139,7 @@ class Waiting:
         """Let the service named last in `rank` wait for `key`."""
         waits = self._waits.setdefault(key, {})
         if rank[2] not in waits:
+            self.many += 1
             waits[rank[2]] = None
             heappush(self._heaps.setdefault(key, []), rank)
 
@@ -106,6 +153,7 @@ class Waiting:
             return None
         name = heappop(heap)[2]
         del self._waits[key][name]
+        self.many -= 1
         return name
 
     def take_all(self, key: str) -> list[str]:
@@ -119,3 +167,4 @@ class Waiting:
         """Forget everything."""
         self._heaps.clear()
         self._waits.clear()
+        self.many = 0

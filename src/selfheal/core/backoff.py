@@ -23,7 +23,7 @@ def mix(seed: int, number: int) -> float:
     x = (seed + (number + 1) * 0x9E3779B97F4A7C15) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
-    return float((x ^ (x >> 31)) >> 11) / float(1 << 53)
+    return ((x ^ (x >> 31)) >> 11) * 2.0**-53
 
 
 def seed_of(seed: int, text: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 from math import floor, inf
+from typing import Final
 
 from selfheal.core import alerts, guards
 from selfheal.core.agenda import Agenda, Rank, Waiting
@@ -31,6 +32,8 @@ from selfheal.core.records import (
     Record,
 )
 
+_ROUTINE: Final = Purpose.ROUTINE
+
 
 class Watch:
     """What the engine keeps of one watched thing in this run: evidence, its place on the grid, what is in flight."""
@@ -41,6 +44,7 @@ class Watch:
         "flight",
         "flight_at",
         "interval",
+        "jitter",
         "key",
         "name",
         "nudged",
@@ -58,6 +62,7 @@ class Watch:
         self.name = name
         self.policy = policy
         self.interval = interval
+        self.jitter = policy.jitter if policy is not None else 0.1
         self.phase = phase
         self.seed = seed_of(seed, name)
         self.rank = rank
@@ -170,9 +175,13 @@ class Desk:
                 watch.wanted = purpose
             return
         self.agenda.cancel(watch.key)
+        self.begin(watch, self.ledger.conditions.get(name), purpose)
+
+    def begin(self, watch: Watch, condition: Condition | None, purpose: Purpose) -> None:
+        """Have a service (a canary has no condition) checked now that neither has a check in flight nor one due."""
         watch.flight = purpose
         watch.flight_at = self.now
-        self.commands.append(self._check_command(watch, purpose))
+        self.commands.append(self._check_command(watch, condition, purpose))
 
     def evidence_of(self, name: str) -> Evidence:
         """Return what was observed of a service; nothing for one that is not watched."""
@@ -185,16 +194,14 @@ class Desk:
             return False
         return not self.ledger.intents or self.ledger.acting(name) is None
 
-    def _check_command(self, watch: Watch, purpose: Purpose) -> RunCheck:
+    def _check_command(self, watch: Watch, condition: Condition | None, purpose: Purpose) -> RunCheck:
         """Return the command; the one of a well service is made once and used again."""
-        policy = watch.policy
-        if policy is None:
-            watch.routine = watch.routine or RunCheck(service=watch.name, generation=0, purpose=Purpose.ROUTINE)
+        policy, e, kept = watch.policy, watch.evidence, watch.routine
+        if policy is None or condition is None:
+            watch.routine = kept or RunCheck(service=watch.name, generation=0, purpose=Purpose.ROUTINE)
             return watch.routine
-        condition = self.ledger.conditions[watch.name]
-        suspect = watch.evidence.failures > 0 or watch.evidence.score > 0 or condition.state not in WELL
-        if purpose is Purpose.ROUTINE and not suspect:
-            kept = watch.routine
+        suspect = e.failures > 0 or e.score > 0 or condition.state not in WELL
+        if purpose is _ROUTINE and not suspect:
             if kept is None or kept.generation != condition.generation:
                 kept = watch.routine = RunCheck(
                     service=watch.name, generation=condition.generation, purpose=Purpose.ROUTINE
@@ -215,15 +222,14 @@ class Desk:
         if quick is not None and quick < watch.interval:
             self.agenda.set(watch.key, self.now + quick)
             return
-        interval = watch.interval
-        beat = floor((self.now - watch.phase) / interval) + 1
+        now, interval, phase, jitter = self.now, watch.interval, watch.phase, watch.jitter
+        beat = floor((now - phase) / interval) + 1
         if beat <= watch.beat:
             beat = watch.beat + 1
-        jitter = watch.policy.jitter if watch.policy is not None else 0.1
-        due = watch.phase + beat * interval + (mix(watch.seed, beat) * 2.0 - 1.0) * jitter * interval
-        if due <= self.now:
+        due = phase + beat * interval + (mix(watch.seed, beat) * 2.0 - 1.0) * jitter * interval
+        if due <= now:
             beat += 1
-            due = watch.phase + beat * interval + (mix(watch.seed, beat) * 2.0 - 1.0) * jitter * interval
+            due = phase + beat * interval + (mix(watch.seed, beat) * 2.0 - 1.0) * jitter * interval
         watch.beat = beat
         self.agenda.set(watch.key, due)
 

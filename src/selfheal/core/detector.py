@@ -21,6 +21,7 @@ from selfheal.core.model import Cause, CheckResult, Condition, Evidence, Hold, I
 FAILURE_WEIGHT: Final = 6
 PASS_WEIGHT: Final = 1
 _HISTORY: Final = (1 << 64) - 1
+_PASSING: Final = Verdict.PASSING
 GONE: Final = frozenset({Run.EXITED, Run.ABSENT})
 """How a workload stands when nothing of it runs and nobody stopped it."""
 
@@ -33,15 +34,14 @@ def judge(
     FAILING comes back as INCONCLUSIVE when it is excused (start-up grace, a `starting` server within its limit):
     then it counts neither way, and `evidence.starting_since` says since when.
     """
-    e = evidence
+    e, verdict = evidence, result.verdict
     e.checks += 1
     e.last_at = ended
-    verdict = result.verdict
     if instance is not None:
         _meet(policy, e, instance)
     elif result.instance is not None and not policy.has_workload:
         _meet(policy, e, Instance(id=result.instance, run=Run.RUNNING))
-    if verdict is Verdict.INCONCLUSIVE:
+    if verdict is not _PASSING and verdict is Verdict.INCONCLUSIVE:
         e.inconclusive += 1
         e.summary = result.summary
         return verdict
@@ -49,11 +49,24 @@ def judge(
     e.last_started = started
     e.last_verdict = verdict
     e.latency = ended - started
-    if verdict is Verdict.WARNING and policy.warning_fails:
-        verdict = Verdict.FAILING
-    if verdict is Verdict.FAILING:
+    if verdict is not _PASSING and (verdict is Verdict.FAILING or policy.warning_fails):
         return _failed(policy, e, result, started)
-    _passed(policy, e, result, started)
+    if not e.passes:
+        e.passing_since = started
+    e.passes += 1
+    e.last_pass = started
+    e.failures, e.failing_since, e.cause = 0, inf, result.cause
+    e.ended = e.definite = e.unconfirmed = False
+    e.ever_passed = True
+    e.starting_since = inf
+    e.summary = result.summary
+    e.history = e.history << 1 & _HISTORY
+    if e.score:
+        e.score -= PASS_WEIGHT
+        if not e.score:
+            e.suspect_since = inf
+    if policy.latency_objective is not None:
+        e.slow = e.slow + 1 if e.latency > policy.latency_objective else 0
     return verdict
 
 
@@ -86,25 +99,6 @@ def _failed(policy: Policy, e: Evidence, result: CheckResult, started: float) ->
         e.score = min(e.score + FAILURE_WEIGHT, max(2 * policy.suspicion_threshold, FAILURE_WEIGHT))
     e.definite = result.definite or (e.instance is not None and e.instance.run in GONE)
     return Verdict.FAILING
-
-
-def _passed(policy: Policy, e: Evidence, result: CheckResult, started: float) -> None:
-    if not e.passes:
-        e.passing_since = started
-    e.passes += 1
-    e.last_pass = started
-    e.failures, e.failing_since, e.cause = 0, inf, result.cause
-    e.ended = e.definite = e.unconfirmed = False
-    e.ever_passed = True
-    e.starting_since = inf
-    e.summary = result.summary
-    e.history = e.history << 1 & _HISTORY
-    if e.score:
-        e.score -= PASS_WEIGHT
-        if not e.score:
-            e.suspect_since = inf
-    if policy.latency_objective is not None:
-        e.slow = e.slow + 1 if e.latency is not None and e.latency > policy.latency_objective else 0
 
 
 def _excused(policy: Policy, e: Evidence, result: CheckResult, started: float) -> bool:

@@ -79,6 +79,12 @@ Uncommon: TypeAlias = (
 JUST_BEFORE: Final = 1e-9
 """Seconds: how far a difference of two instants may be off by rounding."""
 
+# What every check asks for: looked up in its enumeration, a member costs six times what a name of the module does.
+_HEALTHY: Final = State.HEALTHY
+_INCONCLUSIVE: Final = Verdict.INCONCLUSIVE
+_PASSING: Final = Verdict.PASSING
+_ROUTINE: Final = Purpose.ROUTINE
+
 
 class Engine:
     """Decides for a whole fleet. See the module for how to read it and what its host owes it."""
@@ -104,22 +110,27 @@ class Engine:
 
         It always ends, and costs no more in a large fleet than in a small one.
         """
-        at = max(self.desk.now, event.at)
+        desk = self.desk
+        agenda, at = desk.agenda, event.at
+        if at < desk.now:
+            at = desk.now
         if isinstance(event, CheckFinished):
-            if self.desk.agenda.deadline <= at:
+            if agenda.bound <= at:
                 self._fire(at)
-            self.desk.now = at
+            desk.now = at
             self._checked(event)
         else:
             self._take(event, at)
-        self._settle()
-        if self.desk.agenda.deadline <= at:
+        if desk.awake or desk.touched:
+            self._settle()
+        if agenda.bound <= at:
             self._fire(at)
-        if not self.desk.records and not self.desk.commands:
+        records, commands = desk.records, desk.commands
+        if not records and not commands:
             return NOTHING
-        output = Output(tuple(self.desk.records), tuple(self.desk.commands))
-        self.desk.records.clear()
-        self.desk.commands.clear()
+        output = Output(tuple(records), tuple(commands))
+        records.clear()
+        commands.clear()
         return output
 
     @property
@@ -200,15 +211,16 @@ class Engine:
 
         Whoever is woken at one time passes one ready set, so that a turn goes to the most important of them.
         """
-        agenda = self.desk.agenda
-        while agenda.deadline <= until:
-            due, (what, name) = agenda.pop()
-            if due > self.desk.now:
-                self.desk.now = due
+        desk = self.desk
+        agenda = desk.agenda
+        while (entry := agenda.take(until)) is not None:
+            due, _, (what, name) = entry
+            if due > desk.now:
+                desk.now = due
             if what == "check":
                 self._check_due(name)
             elif what == "act":
-                self.desk.ready(name)
+                desk.ready(name)
             elif what == "attempt":
                 self.repair.out_of_time(name)
             elif what == "expire":
@@ -216,46 +228,58 @@ class Engine:
             elif what == "settle":
                 self.repair.orphan(name)
             else:  # doubt
-                self.desk.hold("doubt", False, "on time again")
-            if agenda.deadline > due:
+                desk.hold("doubt", False, "on time again")
+            if (desk.awake or desk.touched) and agenda.deadline > due:
                 self._settle()
 
     def _check_due(self, name: str) -> None:
-        condition = self.desk.ledger.conditions.get(name)
+        desk = self.desk
+        watch, condition = desk.watches.get(name), desk.ledger.conditions.get(name)
+        if (
+            watch is not None
+            and condition is not None
+            and condition.state is _HEALTHY
+            and watch.flight is None
+            and not desk.ledger.intents
+        ):
+            desk.begin(watch, condition, _ROUTINE)
+            return
         recovering = condition is not None and condition.state is State.RECOVERING
-        self.desk.want(name, Purpose.VERIFY if recovering else Purpose.ROUTINE)
+        desk.want(name, Purpose.VERIFY if recovering else _ROUTINE)
 
     def _checked(self, event: CheckFinished) -> None:
-        watch = self.desk.watches.get(event.service)
+        desk, lookout, name = self.desk, self.lookout, event.service
+        watch = desk.watches.get(name)
         if watch is None or watch.flight is None:
             return
-        if watch.policy is None:
-            self.lookout.canary_checked(watch, event)
+        policy, e, ledger = watch.policy, watch.evidence, desk.ledger
+        if policy is None:
+            lookout.canary_checked(watch, event)
             return
-        name, policy, e = watch.name, watch.policy, watch.evidence
-        condition = self.desk.ledger.conditions[name]
+        condition = ledger.conditions[name]
         if event.generation != condition.generation:
             return  # law 3
         purpose, watch.flight = watch.flight, None
         wanted, watch.wanted = watch.wanted, None
-        result = event.result
-        ran = result.verdict is not Verdict.INCONCLUSIVE
-        if ran and self.lookout.disbelieves(event, condition, policy):
-            result = attrs.evolve(result, verdict=Verdict.INCONCLUSIVE)
-        if e.failing_since < self.lookout.canaries.well_since:
+        result, started = event.result, event.started
+        ran = result.verdict is not _INCONCLUSIVE
+        doubtful = started < condition.settle_until or started < lookout.doubt.before or lookout.canaries.names
+        if doubtful and ran and lookout.disbelieves(event, condition, policy):
+            result = attrs.evolve(result, verdict=_INCONCLUSIVE)
+        if e.failing_since < lookout.canaries.well_since:
             e.failures, e.failing_since, e.history = 0, inf, 0
-        verdict = detector.judge(policy, e, result, event.started, event.ended, event.instance)
-        if purpose is Purpose.BEFORE_STEP:
-            self.desk.reserved.pop(name, None)
+        verdict = detector.judge(policy, e, result, started, event.ended, event.instance)
+        if purpose is not _ROUTINE and purpose is Purpose.BEFORE_STEP:
+            desk.reserved.pop(name, None)
         if (
-            verdict is Verdict.PASSING
-            and condition.state is State.HEALTHY
-            and not (e.score or e.slow or wanted or name in self.lookout.storm)
-            and not (self.desk.ledger.alerts and alert_key(name, "unobserved") in self.desk.ledger.alerts)
+            verdict is _PASSING
+            and condition.state is _HEALTHY
+            and not (e.score or e.slow or wanted or name in lookout.storm)
+            and not (ledger.alerts and alert_key(name, "unobserved") in ledger.alerts)
         ):
-            if watch.wake in self.desk.waiting:
-                self.desk.wake(watch.wake)
-            self.desk.schedule(watch, None)
+            if desk.waiting.many and watch.wake in desk.waiting:
+                desk.wake(watch.wake)
+            desk.schedule(watch, None)
             return
         self._conclude(watch, condition, verdict, purpose, ran=ran)
         self._after_check(watch, wanted)

@@ -57,15 +57,17 @@ class Underway:
     scope: anyio.CancelScope
     settled: Settled | None = None
     why: str = ""
+    begun: bool = False
     call: Call | None = None
 
     def stop(self, settled: Settled, why: str) -> None:
-        """Stop it; the first reason counts."""
+        """Stop it; the first reason counts. A plugin's call is cancelled and waited for, anything else just ends."""
         if self.settled is None:
             self.settled, self.why = settled, why
-            self.scope.cancel()
             if self.call is not None:
                 self.call.cancel()
+            else:
+                self.scope.cancel()
 
 
 class Actions:
@@ -126,8 +128,9 @@ class Actions:
         with running.scope:
             settled, detail = await self._do(running)
         if running.scope.cancelled_caught:
-            # An inspection was stopped, or a callable of the application: what runs by a plugin is waited for.
-            settled, detail = running.settled or settled, running.why
+            # A callable of the application was stopped; or nothing had begun yet, and so nothing is spent.
+            settled = (running.settled or settled) if running.begun else Settled.NOT_STARTED
+            detail = running.why
         self._end(running.command.intent, settled, detail)
 
     def _end(self, intent: str, settled: Settled, detail: str) -> None:
@@ -149,13 +152,16 @@ class Actions:
                 return refusal
         resolved = entry.steps[command.step]
         act = self._act(command.intent, entry, resolved, expected)
+        running.begun = True
         outcome = await self._carry_out(entry, resolved, act, running)
+        running.call = None
         if outcome.ending is Ending.ABANDONED:
             told = await self._probe(entry, resolved, act)
             return (told, "told by its probe") if told is not None else (Settled.IN_DOUBT, "its loop was abandoned")
         if outcome.ending is Ending.CANCELLED and running.settled is not None:
             return running.settled, running.why
         if isinstance(outcome.error, NEVER_BEGAN):
+            running.begun = False
             await anyio.sleep(STUCK_AGAIN)
             return Settled.NOT_STARTED, str(outcome.error)
         return _settled(outcome, entry, command.timeout)

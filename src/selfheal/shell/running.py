@@ -149,7 +149,7 @@ class Running:
             at=at,
             number=last.number,
         )
-        self.loop.under_way, self.loop.broke = self.checks.under_way, self._broke
+        self.loop.under_way, self.loop.broke, self.loop.aside = self.checks.under_way, self._broke, self._aside
         self.checks.clock = self.actions.clock = self.watches.clock = self.loop
         self.programs = Programs(loops=self.loops, contexts=self.contexts, allowed=self._may_start)
         self.telling = Telling(plan.routes, plan.notifiers, loops=self.loops, contexts=self.contexts)
@@ -195,6 +195,13 @@ class Running:
     def spawn(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """Run a coroutine function on the host's loop. A fault in it is ours, and must not end the application."""
         self._tasks.start_soon(self._contained, function)
+
+    def _aside(self, work: Callable[[], None]) -> None:
+        """Do what takes long, and needs nothing of the loop, in a thread; at once while stopping."""
+        if self.stopping:
+            work()
+        else:
+            self.spawn(partial(anyio.to_thread.run_sync, work))
 
     async def _contained(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         try:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from secrets import token_hex
-from typing import Any, Protocol
+from typing import Protocol
 
 import anyio
 import anyio.to_thread
@@ -89,11 +89,15 @@ class Telling:
                 continue
             self._routed(router.receive(TimePassed(at=self.clock.at())))
 
-    def replace(self, notifiers: Mapping[str, Notifier]) -> None:
+    async def replace(self, notifiers: Mapping[str, Notifier]) -> None:
         """Take the notifiers of a new configuration: what waits for one that is gone ends, the others try at once."""
-        self._notifiers = dict(notifiers)
+        old, self._notifiers = self._notifiers, dict(notifiers)
         self._learn(self._notifiers)
         self.outbox.replace(self._notifiers)
+        for name, notifier in old.items():
+            if self._notifiers.get(name) is not notifier:
+                self._loops.forgive(f"{name} (notifier)")
+                await self._loops.close_kept(name, of=[notifier])
 
     async def close(self, seconds: float) -> tuple[Undelivered, ...]:
         """Give what waits a last chance of so many seconds; return what was not delivered, and will be tried again."""
@@ -192,25 +196,25 @@ def still_told(
     offered: dict[str, Deliver] = {}
     standing: dict[str, dict[str, Deliver]] = {name: {} for name in wanted}
     for record in history:
-        if not isinstance(record, Delivered):
-            output = router.receive(record)
-        else:
-            permanent = record.error.startswith(REFUSED)
-            output = router.receive(
-                DeliveryFinished(
-                    at=record.at,
-                    notification=record.notification,
-                    notifier=record.notifier,
-                    receipt=record.receipt,
-                    error=record.error.removeprefix(REFUSED),
-                    permanent=permanent,
-                )
-            )
+        output = router.receive(_finished(record) if isinstance(record, Delivered) else record)
+        offered |= {d.notification.id: d for d in output.deliveries if d.notifier in wanted}
+        if isinstance(record, Delivered):
             message = offered.pop(record.notification, None)
             if message is not None and not record.error:
                 _stand(standing[record.notifier], message)
-        offered |= {d.notification.id: d for d in output.deliveries if d.notifier in wanted}
     return {name: list(messages.values()) for name, messages in standing.items()}
+
+
+def _finished(record: Delivered) -> DeliveryFinished:
+    """Return what the router once heard, from what it said of that."""
+    return DeliveryFinished(
+        at=record.at,
+        notification=record.notification,
+        notifier=record.notifier,
+        receipt=record.receipt,
+        error=record.error.removeprefix(REFUSED),
+        permanent=record.error.startswith(REFUSED),
+    )
 
 
 def _stand(messages: dict[str, Deliver], message: Deliver) -> None:
@@ -221,4 +225,4 @@ def _stand(messages: dict[str, Deliver], message: Deliver) -> None:
         messages[about] = message
 
 
-__all__: list[Any] = ["Telling", "still_told"]
+__all__ = ["Telling", "still_told"]

@@ -35,6 +35,7 @@ from selfheal.core.model import (
     Cause,
     Condition,
     Effect,
+    Fleet,
     Incident,
     Policy,
     Purpose,
@@ -86,6 +87,7 @@ class Laws:
         self.now = -inf
         self.event: Event | None = None
         self.event_at = -inf
+        self.fleet = Fleet()
         self.heard = ""
         self._forget_records()
         self.free_since: dict[str, float] = {}
@@ -103,6 +105,9 @@ class Laws:
         self.approved: dict[str, str] = {}
         self.over: dict[str, tuple[float, int]] = {}
         self.storm_ended = -inf
+        self.given_back: dict[str, int] = {}
+        self.attempts: dict[str, int] = {}
+        self.confirmed: dict[str, list[float]] = {}
         self.lately: dict[str, deque[float]] = {}
 
     def __call__(self, simulator: Simulator, event: Event, output: Output) -> None:
@@ -119,6 +124,9 @@ class Laws:
             self.account.told(event)
         elif isinstance(event, CheckFinished):
             self._heard(ledger, event)
+        if isinstance(event, WokeLate):
+            early = [r for r in output.records if event.at - event.late + 1e-6 < r.at < event.at]
+            assert not early, f"law 2: {early[0].kind} at {early[0].at}, but nobody was awake from then to {event.at}"
         bound = 12 * (len(ledger.policies) + len(ledger.alerts) + len(ledger.incidents)) + 40
         assert len(output.records) + len(output.commands) <= bound, "law 5: one event must not spin"
         last = self.now
@@ -146,6 +154,8 @@ class Laws:
         for batch in simulator.batches[:-1]:
             for record in batch.records:
                 self._learn(record)
+        self.attempts.clear()
+        self.given_back.clear()
 
     def _heard(self, ledger: Ledger, event: CheckFinished) -> None:
         account = self.account
@@ -194,6 +204,10 @@ class Laws:
         elif isinstance(record, SuppressionChanged) and not record.on:
             ran_out = record.suppression.until <= record.at
             assert record.actor or ran_out, f"law 19: nobody lifted {record.suppression.id}, yet it ends"
+        elif isinstance(record, HoldChanged) and record.hold == "storm" and not record.on:
+            by_itself = not record.actor and not isinstance(self.event, Started)
+            canary = isinstance(self.event, CheckFinished) and self.event.service.startswith(CANARY_PREFIX)
+            assert not (by_itself and not canary and self._stormy(ledger)), "law 18: a storm ends without evidence"
         elif isinstance(record, IncidentClosed):
             assert record.incident in self.incidents, f"incident {record.incident} is closed but was not open"
             members = [n for n, c in self.conditions.items() if c.incident == record.incident]
@@ -213,6 +227,9 @@ class Laws:
                 self.over.pop(record.service, None)
         elif isinstance(record, Intended):
             self.running[record.intent] = record
+            known = self.conditions.get(record.service, Condition())
+            if not known.in_attempt:
+                self.attempts[record.intent] = known.attempt
             if record.spends:
                 self.spent.setdefault(record.service, []).append(record)
             self.approved.pop(record.service, None)
@@ -239,11 +256,15 @@ class Laws:
             self.conditions = {n: self.conditions.get(n, Condition()) for n in names}
             self.off = {n: None for n in self.off if n in names}
             self.over.clear()
+            self.confirmed.clear()
             self.account.watch_canaries(tuple(canary.name for canary in record.fleet.canaries))
             self.account.keep(names.difference(record.unwatched))
 
     def _learn_end(self, record: Ended) -> None:
         intended = self.running.pop(record.intent, None)
+        attempt = self.attempts.pop(record.intent, None)
+        if record.refunded and attempt is not None:
+            self.given_back[record.service] = attempt
         seen = self.account.of(record.service)
         if not record.refunded:
             seen.counts_afresh()
@@ -277,6 +298,11 @@ class Laws:
             assert begun or passed_over, f"law 9: {name} spends an attempt without an action"
         if after.state is State.FAILED and after.reason:
             assert after.acting_since is None, f"law 9: the clock of {name} runs while it is {after.reason}"
+        if after.reason != before.reason:
+            self._reason(ledger, policy, record)
+        given_back = self.given_back.pop(name, None)
+        if given_back is not None and before.state is State.RECOVERING:
+            assert after.attempt == given_back, f"law 9: an action of {name} that never started has cost an attempt"
         if before.state is after.state:
             return
         assert after.state in TRANSITIONS[before.state], f"{name}: {before.state} -> {after.state} is no move"
@@ -290,10 +316,35 @@ class Laws:
             assert check, f"law 8: {name} is called well without a passing check"
             assert seen.passes >= policy.success_threshold, f"law 8: {name} is well after {seen.passes} passes"
 
+    def _reason(self, ledger: Ledger, policy: Policy, record: Moved) -> None:
+        """What is said to hold a service is so."""
+        name, after, limits = policy.name, record.after, ledger.fleet.limits
+        if after.reason == "held:budget":
+            mine = [entry.at for entry in self.spent.get(name, ())]
+            full = any(sum(t > record.at - b.per for t in mine) >= b.limit for b in policy.budgets)
+            every = [entry.at for entries in self.spent.values() for entry in entries]
+            most = max(limits.budget_floor, int(limits.budget_share * len(ledger.policies)))
+            full = full or sum(t > record.at - limits.budget_per for t in every) >= most
+            cools = [step.cooldown for step in policy.steps if step.cooldown is not None]
+            times = [entry.at for entry in ledger.spent.get(name, ())]
+            full = full or any(t > record.at - c for t in times for c in cools)
+            assert full, f"law 9: {name} is held for a budget that it has not spent"
+        elif after.reason == "held:slot":
+            occupied = {i.service for i in self.running.values()} | {
+                n for n, c in self.conditions.items() if c.state is State.RECOVERING
+            }
+            waiting = {n for n, (_, purpose) in self.account.flying.items() if purpose is Purpose.BEFORE_STEP}
+            failing = {n for n, c in self.conditions.items() if c.state is State.FAILED}
+            least = len(occupied) + len(waiting | failing) - 1
+            assert least >= limits.max_concurrent_recoveries, f"law 21: {name} waits for a slot, and all are free"
+        elif after.reason == "escalated":
+            assert after.attempt >= policy.max_retries, f"{name} is given up after {after.attempt} attempts"
+
     def _failed(self, policy: Policy, record: Moved) -> None:
         name, before, seen = policy.name, record.before, self.account.of(policy.name)
         if before.state is not State.RECOVERING:
             seen.failed_at = record.at
+            self.confirmed.setdefault(name, []).append(record.at)
             believed = before.forced is not None or seen.may_be_confirmed(policy, record.at)
             assert believed, f"law 7: {name} is believed down on {seen.fails} failures since {seen.failing_since}"
             return
@@ -393,22 +444,28 @@ class Laws:
 
     def _mass_failure(self, ledger: Ledger) -> None:
         """No action while enough independent services have begun to fail within the window (law 18)."""
+        since = min((seen.became_suspect for seen in self.account.services.values()), default=inf)
+        if self.storm_ended < since and not ledger.unwatched:
+            assert not self._stormy(ledger), "law 18: acted on while too much began to fail at once"
+
+    def _stormy(self, ledger: Ledger) -> bool:
+        """Whether, by our own account, enough independent services have begun to fail within the window."""
         limits, account = ledger.fleet.limits, self.account
         watched = [p for p in ledger.fleet.policies if p.name not in ledger.unwatched]
         failing = {n for n, seen in account.services.items() if seen.became_suspect < inf}
         failing = {n for n in failing if n in self.conditions and self.conditions[n].state is not State.DISABLED}
         lone = {n for n in failing if not account.of(n).excusable}
         recent = [n for n in lone if account.of(n).became_suspect > self.now - limits.storm_window]
-        since = min((account.of(n).became_suspect for n in failing), default=inf)
-        if self.storm_ended >= since or len(watched) < len(ledger.fleet.policies):
-            return
         independent = len(watched) - len({c for parent in failing for c in ledger.children.get(parent, ())} & failing)
-        stormy = len(recent) >= limits.storm_floor and len(recent) >= limits.storm_share * independent
-        assert not stormy, f"law 18: acted on while {len(recent)} of {independent} began to fail at once"
+        return len(recent) >= limits.storm_floor and len(recent) >= limits.storm_share * independent
 
     def _patience(self, policy: Policy, record: Intended, condition: Condition) -> None:
         """An attempt begins no sooner than the backoff (or the slow retry) after the last one was over."""
         name = policy.name
+        times = self.confirmed.get(name, [])
+        for flap in () if condition.in_attempt else policy.flapping:
+            often = sum(time > record.at - flap.per for time in times)
+            assert often < flap.limit, f"{name} was confirmed down {often} times within {flap.per:g} s, and is acted on"
         if condition.in_attempt or name not in self.over:
             return
         over, attempts = self.over[name]
@@ -464,10 +521,16 @@ class Laws:
     def _fleet_law(self, ledger: Ledger, event: Event, output: Output) -> None:
         sets = any(isinstance(record, FleetSet) for record in output.records)
         if isinstance(event, FleetProposed):
+            names = {policy.name for policy in event.fleet.policies}
+            before = self.fleet
+            gone = sum(policy.name not in names for policy in before.policies)
+            too_much = gone > before.limits.max_fleet_drop * len(before.policies) and not event.confirmed
+            assert not (too_much and sets), f"law 19: {gone} of {len(before.policies)} services dropped, unconfirmed"
             assert sets is ledger.answers[event.id][0], "law 19: the answer to a proposed fleet is not what was done"
         else:
             by_act = isinstance(event, Requested) and event.act == "release"
             assert not sets or by_act or isinstance(event, Started), "law 19: the fleet changes without being proposed"
+        self.fleet = ledger.fleet
 
     def _standing(self, engine: Engine) -> None:
         ledger = engine.ledger
@@ -592,7 +655,9 @@ def quiet(simulator: Simulator, within: float, *, silent_for: float = 400.0) -> 
 def _ill(simulator: Simulator) -> dict[str, tuple[str, str]]:
     ledger = simulator.engine.ledger
     conditions = {n: c for n, c in ledger.conditions.items() if n not in ledger.unwatched}
-    return {n: (c.state.value, c.reason) for n, c in conditions.items() if c.state not in (State.HEALTHY, State.DISABLED)}
+    return {
+        n: (c.state.value, c.reason) for n, c in conditions.items() if c.state not in (State.HEALTHY, State.DISABLED)
+    }
 
 
 def replays(simulator: Simulator) -> None:

@@ -104,7 +104,7 @@ class Simulator:
         self.store_well = True
         self._make = engine
         self._tie = 0
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._heap: list[tuple[float, int, Callable[[], object]]] = []
         self._flights: dict[str, int] = {}
         self._actions: dict[str, int] = {}
         self._run = 0
@@ -128,7 +128,7 @@ class Simulator:
         """Return every record as JSON lines."""
         return record_bytes(self.records)
 
-    def at(self, time: float, what: Callable[[], None]) -> None:
+    def at(self, time: float, what: Callable[[], object]) -> None:
         """Let `what` happen in the world or to the manager at `time`."""
         self._later(time, what)
 
@@ -268,7 +268,7 @@ class Simulator:
 
     # -- the host's duties -------------------------------------------------------------------------------------------
 
-    def _later(self, time: float, what: Callable[[], None]) -> None:
+    def _later(self, time: float, what: Callable[[], object]) -> None:
         self._tie += 1
         heappush(self._heap, (time, self._tie, what))
 
