@@ -374,6 +374,18 @@ def requests() -> str:
     return "### Queries\n\n" + table(head, rows_of[False]) + "\n" + acts
 
 
+def alert_rules() -> str:
+    """Every rule that opens an alert, with its severity."""
+    rules = [("a service", named("selfheal.core.alerts", "SERVICE_RULES"))]
+    rules.append(("the fleet", named("selfheal.core.alerts", "FLEET_RULES")))
+    rows = [
+        (code(rule), about, code(severity.value), ABOUT.of("alert_rules", rule))
+        for about, table_ in rules
+        for rule, severity in table_.items()
+    ]
+    return table(("Rule", "About", "Severity", "Open while"), rows)
+
+
 def records() -> str:
     """Every kind of record."""
     return sections(named("selfheal.core.records", "RECORDS").values())
@@ -527,6 +539,35 @@ def cli() -> str:
     return "\n".join(parts)
 
 
+def scenarios() -> str:
+    """Every scenario, and where its tests are."""
+    known = tomllib.loads((DOCS / "_scenarios.toml").read_text("utf-8"))
+    tested = scenario_tests()
+    rows = []
+    for number, text in known["scenarios"].items():
+        later = known["later"].get(number, "")
+        files = sorted({f"`{path}`" for path, _ in tested.get(int(number), ())})
+        if bool(later) is bool(files):
+            ABOUT.missing.add(
+                f"_scenarios.toml, S{number}: "
+                + ("it has tests now, so it is not for later" if later else "why no test?")
+            )
+        rows.append((f"S{number}", text, ", ".join(files) or f"later: {later}"))
+    if unknown := sorted(set(tested) - {int(number) for number in known["scenarios"]}):
+        ABOUT.missing.add(f"_scenarios.toml has no scenario {unknown}")
+    return table(("No", "Then", "Tested in"), rows)
+
+
+def scenario_tests() -> dict[int, list[tuple[str, str]]]:
+    """Return the tests that carry the number of a scenario: number -> file and name."""
+    found: dict[int, list[tuple[str, str]]] = {}
+    for path in sorted((DOCS.parent / "tests").rglob("test_*.py")):
+        for match in re.finditer(r"^ *(?:async )?def (test_s(\d+)_\w+)", path.read_text("utf-8"), re.MULTILINE):
+            place = path.relative_to(DOCS.parent).as_posix()
+            found.setdefault(int(match[2]), []).append((place, match[1]))
+    return found
+
+
 def cli_group() -> click.Group:
     """Return the command line itself; raises `Absent` when it is not there."""
     module = load("selfheal.cli")
@@ -562,6 +603,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "check_words": words("Verdict", "Cause"),
     "workload_words": words("Run"),
     "action_words": words("Effect", "Settled"),
+    "alert_rules": alert_rules,
     "alert_words": words("Severity", "Phase", "Binds"),
     "policy": classes(MODEL, "Policy", "Backoff", "Budget", "Window", "Dependency", "Step"),
     "fleet": classes(MODEL, "Limits", "Canary"),
@@ -585,6 +627,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "testing": testing,
     "library": library,
     "cli": cli,
+    "scenarios": scenarios,
 }
 """Every block a page may ask for."""
 

@@ -9,20 +9,30 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import re
 import runpy
 import shlex
+import signal
+import socket
+import subprocess
+import sys
 import textwrap
+import time
 import tomllib
 import typing
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import attrs
 import pytest
+from click.testing import CliRunner
 
+import selfheal
+from selfheal.control import Question, call
 from selfheal.core import messages, model
 from selfheal.core.records import RECORDS
 from selfheal.requests import TABLE
@@ -211,6 +221,21 @@ def test_every_public_name_of_the_testing_kit_is_documented(generator: dict[str,
     )
 
 
+def test_the_page_of_scenarios_agrees_with_the_names_of_the_tests() -> None:
+    """Asked from the other side: by looking for the names of tests, and then for the row."""
+    rows = dict(re.findall(r"^\| S(\d+) \| .*? \| (.*) \|$", page("scenarios"), re.MULTILINE))
+    assert list(rows) == [str(number) for number in range(1, 66)]
+    named: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for number in re.findall(r"def test_s0?(\d+)_", path.read_text("utf-8")):
+            named.setdefault(number, set()).add(path.relative_to(ROOT).as_posix())
+    assert {number: set(re.findall(r"`(tests/\S+)`", where)) for number, where in rows.items()} == {
+        number: named.get(number, set()) for number in rows
+    }
+    later = {number for number, where in rows.items() if where.startswith("later: ")}
+    assert later == set(rows) - set(named)
+
+
 # -- what the pages say can be done, can be done ----------------------------------------------------------------------
 
 
@@ -279,6 +304,95 @@ def test_a_command_in_the_pages_is_one_that_the_command_line_has(
     assert path is not None, f"{where}: there is no command {words[:2]}; there are {sorted(commands)}"
     known = {opt for parameter in commands[path].params for opt in (*parameter.opts, *parameter.secondary_opts)}
     assert not {word.partition("=")[0] for word in words if word.startswith("--")} - known
+
+
+NAMES = ("api", "database", "importer", "search", "web", "redis")
+"""The services that the pages speak of."""
+
+ASKED = [one for one in LINES if " run " not in one[1] and " check " not in one[1]]
+REFUSED = {"selfheal incident 17": "no incident 17"}
+"""Lines that this fleet, which is well, has no answer to."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return the state_dir of a running fleet that has the services of the pages."""
+    folder = tmp_path_factory.mktemp("home")
+    supervisor = selfheal.Supervisor(
+        [selfheal.Service(name, check=lambda: True, interval=0.5) for name in NAMES], journal=folder / "selfheal.db"
+    )
+    with supervisor.threaded():
+        yield folder
+
+
+@pytest.mark.real_time
+def test_the_commands_in_the_pages_do_what_they_say_on_a_running_fleet(home: Path) -> None:
+    main = importlib.import_module("selfheal.cli").main
+    suppression = ""
+    for where, line in ASKED:
+        words = [word for word in shlex.split(line)[1:] if word not in ("--state-dir", "first-state")]
+        words = [suppression if word == "SUPPRESSION" else word for word in words]
+        done = CliRunner().invoke(main, ["--state-dir", str(home), *words])
+        if line.endswith("incident 1") or line in REFUSED:
+            assert done.exit_code == 3, f"{where}: {line}"
+            continue
+        assert done.exit_code == 0, f"{where}: {line}\n{done.output}"
+        if found := re.search(r"silence: .* selfheal lift (\w+)", done.output):
+            suppression = found[1]
+    assert suppression
+
+
+PYTHON_OF_README = next(text for where, text in PYTHON if where.startswith("README.md"))
+
+
+@pytest.mark.real_time
+def test_the_python_of_the_readme_heals_the_server_that_is_killed(tmp_path: Path) -> None:
+    """As typed, but for the port."""
+    assert PYTHON_OF_README.count("8000") == 2
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (tmp_path / "app.py").write_text(PYTHON_OF_README.replace("8000", str(port)), "utf-8")
+    app = subprocess.Popen([sys.executable, "app.py"], cwd=tmp_path)
+    try:
+        first = served(tmp_path, port, other_than=None)
+        os.kill(first, signal.SIGKILL)
+        second = served(tmp_path, port, other_than=first)
+        app.send_signal(signal.SIGINT)
+        app.wait(20.0)
+        with pytest.raises(ProcessLookupError):
+            os.kill(second, 0)
+    finally:
+        app.kill()
+        app.wait()
+
+
+def served(folder: Path, port: int, *, other_than: int | None) -> int:
+    """Wait until the server of the README answers, under another pid; return the pid."""
+    deadline = time.monotonic() + 60.0
+    while time.monotonic() < deadline:
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/", timeout=5.0):
+                answer = call(folder / "control.sock", Question(request="service", parameters={"service": "web"}))
+        except (OSError, selfheal.SelfhealError):
+            answer = None
+        pids = [
+            int(path.name)
+            for path in Path("/proc").glob("[0-9]*")
+            if cmdline(path)[-3:] == ["-m", "http.server", str(port)]
+        ]
+        if answer is not None and pids and pids[0] != other_than:
+            return pids[0]
+        time.sleep(0.05)
+    raise AssertionError("the server does not answer")
+
+
+def cmdline(process: Path) -> list[str]:
+    """Return the arguments of a process; none when it is gone."""
+    try:
+        return (process / "cmdline").read_text("utf-8").rstrip("\0").split("\0")
+    except (OSError, UnicodeDecodeError):
+        return []
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import pytest
@@ -87,7 +90,7 @@ class Night:
             to_unix=lambda at: BEGAN + at,
             evidence_of=engine.evidence,
             explain=engine.explain,
-            kinds={name: "tcp" for name in engine.ledger.policies},
+            kinds=dict.fromkeys(engine.ledger.policies, "tcp"),
             health=self.health,
         )
 
@@ -161,36 +164,36 @@ NEEDED: Mapping[str, Mapping[str, Any]] = {
 }
 QUERIES = [row.name for row in TABLE.values() if not row.act and row.name != "heartbeat"]
 
-OUTER = (
+OUTER: Final = (
     "version seq at time kind service incident root_incident attempt step action actor reason cause correlation_id "
     "guards duration_seconds"
-).split()
+)
 """The fields of every record, wherever it is shown."""
 
-LINE = (
+LINE: Final = (
     "service state reason detail since since_seconds probation incident root attempt cause watched last_check "
     "last_verdict latency_seconds summary"
-).split()
+)
 
 PROMISED: Mapping[str, str] = {
     "status": "version fleet time counts services holds incidents suppressions running",
-    "services": " ".join([*LINE, "check", "policy", "condition", "evidence", "alerts", "action"]),
-    "service": " ".join([*LINE, "check", "policy", "condition", "evidence", "alerts", "action"]),
+    "services": f"{LINE} check policy condition evidence alerts action",
+    "service": f"{LINE} check policy condition evidence alerts action",
     "explain": "service state reason detail next_step holding guards verdict",
     "incidents": "incident root opened closed open merged_into members actions relapses because correlation_id "
     "detection_seconds duration_seconds",
     "incident": "incident root opened closed open merged_into members actions relapses because correlation_id "
     "detection_seconds duration_seconds timeline",
-    "history": " ".join(OUTER),
+    "history": OUTER,
     "graph": "services edges",
-    "alerts": " ".join([*OUTER, "alert", "rule", "severity", "open", "text", "opened", "resolved", "acknowledged_by"]),
+    "alerts": f"{OUTER} alert rule severity open text opened resolved acknowledged_by",
     "approvals": "service action step incident asked skipped_at",
     "suppressions": "suppression binds services everything since until actor reason",
-    "audit": " ".join([*OUTER, "id", "accepted", "arguments", "asked_because"]),
+    "audit": f"{OUTER} id accepted arguments asked_because",
     "statistics": "incidents services",
     "metrics": "",
     "health": "version fleet time services holds running",
-    "records": " ".join(OUTER),
+    "records": OUTER,
 }
 """The fields of an answer, or of each entry of one that is a list."""
 
@@ -228,7 +231,9 @@ def test_a_process_that_only_reads_the_journal_answers_in_the_same_shape(name: s
         assert not here["running"]
 
 
-@pytest.mark.parametrize("name", [row.name for row in TABLE.values() if any(p.name == "service" for p in row.parameters)])
+@pytest.mark.parametrize(
+    "name", [row.name for row in TABLE.values() if any(p.name == "service" for p in row.parameters)]
+)
 def test_what_is_asked_of_one_service_is_of_that_one(name: str, night: Night) -> None:
     row = TABLE[name]
     if row.act or name == "heartbeat":
@@ -399,7 +404,7 @@ def test_every_record_of_the_night_has_the_same_outer_fields(night: Night) -> No
     shown = {one["kind"]: one for one in night.ask("records", limit=1000)}
     assert set(RECORDS) - {"delivered", "incident_merged"} <= set(shown)
     for one in shown.values():
-        assert set(OUTER) <= set(one)
+        assert set(OUTER.split()) <= set(one)
         assert set(one["reason"]) == {"code", "detail"}
         assert one["reason"]["code"]
         assert is_time(one["time"])
@@ -421,7 +426,7 @@ def test_a_merge_and_a_delivery_have_the_shape_too() -> None:
 
 def test_the_reference_names_the_outer_fields() -> None:
     text = (Path(__file__).resolve().parent.parent / "docs" / "reference" / "records.md").read_text("utf-8")
-    assert [field for field in OUTER if f"`{field}`" not in text] == []
+    assert [field for field in OUTER.split() if f"`{field}`" not in text] == []
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------
@@ -483,8 +488,6 @@ def test_s56_an_alert_that_came_and_went_is_in_the_history(night: Night) -> None
 
 
 def test_the_metrics_are_lines_that_prometheus_reads(night: Night) -> None:
-    import re
-
     text = night.ask("metrics")
     assert text.endswith("\n")
     sample = re.compile(r'[a-z_]+(\{[a-z]+="[^"\n]*"(,[a-z]+="[^"\n]*")*\})? -?[0-9.e+]+')
@@ -500,6 +503,44 @@ def test_the_metrics_are_lines_that_prometheus_reads(night: Night) -> None:
     assert 'selfheal_service_state{service="batch",state="failed"} 1' in text
     assert text.count("} 1\n") >= 8
     assert "selfheal_incidents_open 2\n" in text
+
+
+# -- the clock on the wall --------------------------------------------------------------------------------------------
+
+STEPS_BACK = """
+import time, anyio, selfheal
+real, back, checks = time.time, [0.0], []
+time.time = lambda: real() - back[0]
+async def main():
+    supervisor = selfheal.Supervisor([], journal="clock.db")
+    @supervisor.service("api", interval=0.1)
+    async def answers():
+        checks.append(time.monotonic())
+        return True
+    async def more(count):
+        until = len(checks) + count
+        with anyio.fail_after(20):
+            while len(checks) < until:
+                await anyio.sleep(0.01)
+    async with supervisor:
+        await more(3)
+        before = await supervisor.ask("status")
+        back[0] = 3600.0
+        await more(5)
+        after = await supervisor.ask("status")
+    assert after["counts"]["healthy"] == 1, after
+    assert before["time"] < after["time"], (before["time"], after["time"])
+anyio.run(main)
+print("it went on")
+"""
+
+
+@pytest.mark.real_time
+def test_s12_a_clock_on_the_wall_that_steps_back_an_hour_stops_no_check(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS_BACK], cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.stdout.strip() == "it went on", done.stderr
 
 
 # -- what goes wrong inside -------------------------------------------------------------------------------------------

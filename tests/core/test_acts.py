@@ -6,10 +6,10 @@ from math import inf
 from typing import Any
 
 import pytest
-from tests.core.bench import FAILING, FLUSH, PEOPLE, RESTART, WARNING, Hand, running, service
+from tests.core.bench import FAILING, FLUSH, PEOPLE, RESTART, WARNING, Hand, failing, running, service
 
 from selfheal.core.messages import NOTHING, JournalChanged, Requested
-from selfheal.core.model import PASSING, Budget, Dependency, Purpose, Settled, State, Step
+from selfheal.core.model import PASSING, Budget, Cause, Dependency, Purpose, Settled, State, Step
 from selfheal.core.records import Answered, Ended, Intended, Moved, SuppressionChanged
 
 ADMIN = frozenset({"admin"})
@@ -165,8 +165,13 @@ def test_a_service_that_was_dropped_and_kept_cannot_be_recovered() -> None:
 
     hand = Hand(service(), service("api"), service("web"))
     hand.well("db", "api", "web")
+    hand.ask("disable", "web")
     hand.restart(fleet=attrs.evolve(hand.fleet, policies=hand.fleet.policies[:1]))
     assert refusal(hand.ask("recover", "api")) == ("refused", "api is not watched; enable it first")
+    assert refusal(hand.ask("enable", "web")) == (
+        "refused",
+        "web is gone from the configuration: release the hold `fleet`, or bring it back",
+    )
     assert hand.ask("initialize").because == "1 looked at afresh"
 
 
@@ -310,6 +315,17 @@ def test_people_are_not_approved_but_acknowledged() -> None:
     assert hand.ask("acknowledge", "db").because == "manual_intervention is acknowledged"
     hand.act()
     assert hand.said(Intended)[-1].action == "restart"
+
+
+def test_an_approval_is_for_the_step_that_was_asked_for() -> None:
+    """The cause is another by now, so another step is next: nobody has said yes to that one."""
+    flush = Step(action="flush", approval=True, only_for=frozenset({Cause.UNREACHABLE}))
+    drain = Step(action="drain", approval=True)
+    hand = asking(flush, drain)
+    hand.check("db", failing(Cause.STARTING))
+    code, because = refusal(hand.ask("approve", "db"))
+    assert (code, because) == ("conflict", "flush was asked for, and drain is next by now; look again")
+    assert not hand.actions
 
 
 def test_an_approval_is_for_a_service_that_is_down() -> None:

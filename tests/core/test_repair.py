@@ -335,7 +335,8 @@ def test_the_clock_of_people_never_ends() -> None:
     hand = Hand(service(steps=(PEOPLE,)))
     hand.fail()
     hand.wait(1e6)
-    assert hand.reason() == "held:approval"
+    hand.check()
+    assert (hand.reason(), hand.condition().attempt) == ("held:approval", 0)
 
 
 def test_a_step_that_fits_no_more_is_not_waited_for() -> None:
@@ -418,6 +419,22 @@ def test_a_dependent_that_nobody_watches_is_not_released() -> None:
     hand.restart(fleet=attrs.evolve(hand.fleet, policies=hand.fleet.policies[:1]))
     hand.recover("db")
     assert "api" not in hand.checks
+
+
+@pytest.mark.parametrize("verifying", [True, False])
+def test_a_recovery_that_nobody_watches_any_more_gives_its_slot_back(verifying: bool) -> None:
+    import attrs
+
+    hand = Hand(service("db"), service("api"), service("web"))
+    hand.act("api")
+    if verifying:
+        hand.finish("api")
+    hand.restart(fleet=attrs.evolve(hand.fleet, policies=hand.fleet.policies[:1]))
+    if not verifying:
+        assert list(hand.ledger.occupied) == ["api"]
+        hand.feed(ActionFinished(at=hand.now + 0.2, intent="1/api/1/0", settled=Settled.DONE))
+    assert (hand.state("api"), dict(hand.ledger.occupied)) == (State.FAILED, {})
+    assert hand.said(Moved)[-1].because == "it is not watched"
 
 
 def test_what_is_two_floors_below_by_two_ways_is_pardoned_once_and_all_the_same() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 import pytest
-from tests.core.bench import FAILING, Hand, running, service
+from tests.core.bench import FAILING, FLUSH, Hand, running, service
 
 from selfheal.core.messages import Settle, WindowChanged
 from selfheal.core.model import (
@@ -316,6 +316,22 @@ def test_another_check_object_is_not_asked_while_an_action_runs() -> None:
     assert hand.engine.in_flight("db") is None
     hand.finish()
     hand.recover()
+
+
+def test_a_yes_to_a_step_is_no_yes_to_what_stands_in_its_place_in_another_fleet() -> None:
+    hand = Hand(service(steps=(FLUSH,)))
+    hand.fail()
+    hand.reach("held:approval")
+    asked = hand.condition().asked_at
+    hand.ask("pause", everything=True)
+    hand.ask("approve", "db")
+    assert hand.condition().approved == 0
+    hand.wait(60.0)
+    hand.propose(service(steps=(attrs.evolve(FLUSH, action="drop"),)))
+    assert (hand.condition().approved, hand.condition().asked_at) == (None, None)
+    hand.ask("resume", everything=True)
+    assert (hand.reason(), hand.condition().detail) == ("held:approval", "drop")
+    assert hand.condition().asked_at == hand.now != asked
 
 
 def test_another_policy_lets_a_held_service_look_again() -> None:

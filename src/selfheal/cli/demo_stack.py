@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -92,6 +93,11 @@ class Page(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+def page_of(look: Callable[[], tuple[int, str]]) -> type[Page]:
+    """Return the page of a program that says by `look` how it is."""
+    return type("ProgramPage", (Page,), {"look": staticmethod(look)})
+
+
 def store(port: int) -> None:
     """Serve words for ever."""
     WordServer((HOST, port), Words).serve_forever()
@@ -106,11 +112,11 @@ def api(port: int, store_port: int, cache_port: int) -> None:
         except OSError as problem:
             return 503, f"cannot serve: {problem}"
 
-    Page.look = staticmethod(look)  # type: ignore[method-assign]
-    server = PageServer((HOST, port), Page)
+    page = page_of(look)
+    server = PageServer((HOST, port), page)
 
     def slow(*_: object) -> None:
-        Page.delay = 0.0 if Page.delay else 0.4
+        page.delay = 0.0 if page.delay else 0.4
 
     signal.signal(signal.SIGUSR1, lambda *_: server.socket.close())
     signal.signal(signal.SIGUSR2, slow)
@@ -127,10 +133,9 @@ def worker(port: int, store_port: int, poison: Path) -> None:
         late = time.monotonic() - done
         return (200, "working") if late < 1.0 else (503, f"no job done for {late:.1f} s")
 
-    Page.look = staticmethod(look)  # type: ignore[method-assign]
     if poison.exists():
         sys.exit("a poisoned job: giving up")
-    server = PageServer((HOST, port), Page)
+    server = PageServer((HOST, port), page_of(look))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     while True:
         if poison.exists():

@@ -139,15 +139,16 @@ class Checks:
         del self._flights[name]
         if flight.entry.deep or flight.entry.road is Road.PLUGIN:
             self._previous[name] = result
-        clock = self.clock
+        clock, command = self.clock, flight.command
+        zero = clock.at(0.0)
         clock.post(
             CheckFinished(
-                at=clock.at(),
+                at=monotonic() + zero,
                 service=name,
-                generation=flight.command.generation,
-                purpose=flight.command.purpose,
-                started=clock.at(started),
-                ended=clock.at(ended),
+                generation=command.generation,
+                purpose=command.purpose,
+                started=started + zero,
+                ended=ended + zero,
                 result=result,
                 instance=flight.instance,
             )

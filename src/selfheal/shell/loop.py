@@ -126,6 +126,7 @@ class Loop:
         self._closing = False
         self._inbox: deque[Event] = deque()
         self._busy = False
+        self._beating = False
         self._asked = inf
         self._gate: dict[int, list[RunAction]] = {}
         self._unstored: deque[Batch] = deque()
@@ -163,9 +164,14 @@ class Loop:
             return
         self._notice(now)
         self._asked = inf
-        if self.engine.deadline <= now - self._zero:
-            self.post(TimePassed(at=now - self._zero))
-        self._probes.expire(now)
+        self._beating = True
+        try:
+            if self.engine.deadline <= now - self._zero:
+                self.post(TimePassed(at=now - self._zero))
+            self._probes.expire(now)
+            self._probes.flush()  # a result may have begun another check that has ended by now: no wake-up for that
+        finally:
+            self._beating = False
         self._asked = self._next()
 
     def contained(self, work: Callable[[], object]) -> None:
@@ -234,7 +240,7 @@ class Loop:
 
     def hurry(self) -> None:
         """Something may be due sooner than was planned: plan anew."""
-        if self._busy or self.broken is not None:
+        if self._busy or self._beating or self.broken is not None:
             return
         due = self._next()
         if due < self._asked:
@@ -245,10 +251,12 @@ class Loop:
         if isinstance(event, JournalChanged):
             self._journal_changed(event)
         output = self.engine.receive(event)
-        actions = [command for command in output.commands if isinstance(command, RunAction)]
         quick = isinstance(event, TimePassed)
-        if output.records or not quick:
+        if output.records:
+            actions = [command for command in output.commands if isinstance(command, RunAction)]
             self._store_batch(None if quick else event, event.at, output.records, actions)
+        elif not quick:
+            self._store_batch(event, event.at, (), [])
         for command in output.commands:
             if isinstance(command, RunAction):
                 continue
@@ -270,7 +278,8 @@ class Loop:
     ) -> None:
         self._number += 1
         number = self._number
-        batch = Batch(number=number, at=at, wall=self.to_unix(at), input=event, records=records)
+        wall = time() - (monotonic() - self._zero - at)
+        batch = Batch(number=number, at=at, wall=wall, input=event, records=records)
         if not records:
             self._store.submit(batch, durable=False)
             return

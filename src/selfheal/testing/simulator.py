@@ -175,12 +175,15 @@ class Simulator:
         """Let a maintenance window of the calendar open or close now."""
         self.feed(WindowChanged(at=self.now, window=name, services=services, active=active, until=until))
 
-    def store_fails(self, until: float) -> None:
-        """Let nothing be durable from now on until `until`, and the manager hear of both."""
+    def store_fails(self, until: float, *, unnoticed: float = 0.0) -> None:
+        """Let nothing be durable from now on until `until`, and the manager hear of it after `unnoticed` seconds."""
         if not self.store_well:
             return
         self.store_well = False
-        self._tell_store()
+        if unnoticed:
+            self._later(self.now + unnoticed, self._tell_store)
+        else:
+            self._tell_store()
 
         def mended() -> None:
             self.store_well = True

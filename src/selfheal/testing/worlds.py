@@ -58,7 +58,8 @@ class Thing:
     """One simulated service. `cured_by` names the actions that help while it is broken; `broken` is the cause.
 
     `unseen`: its workload cannot be inspected. `run_id`: its server tells which incarnation answers. `pattern` is how
-    its checks turn out, over and over, whatever else is the case.
+    its checks turn out, over and over, whatever else is the case. `slips`: it restarts by itself just before somebody
+    else would restart it.
     """
 
     broken: Cause | None = None
@@ -73,6 +74,7 @@ class Thing:
     since: float = 0.0
     unseen: bool = False
     run_id: bool = False
+    slips: bool = False
     boots_until: float = 0.0
     boot: float = 0.0
     pattern: tuple[bool, ...] = ()
@@ -130,7 +132,13 @@ class SimpleWorld:
         """Let a service be well."""
         thing = self.things[service]
         thing.broken, thing.hangs, thing.run, thing.pattern, thing.unseen = None, False, Run.RUNNING, (), False
-        thing.verdict = Verdict.FAILING
+        thing.verdict, thing.slips = Verdict.FAILING, False
+
+    def reborn(self, service: str, at: float) -> None:
+        """Let a service restart by itself, without being cured."""
+        thing = self.things[service]
+        thing.generation += 1
+        thing.since = at
 
     def well(self, service: str, at: float) -> bool:
         """Whether a service would pass a check begun at `at`."""
@@ -181,6 +189,10 @@ class SimpleWorld:
 
     def act(self, command: RunAction, action: str, at: float) -> ActionReply:
         """Say how an action will end; a changed or unexpected instance supersedes it, as a runner would find."""
+        thing = self.things[command.service]
+        if thing.slips:
+            thing.slips = False
+            self.reborn(command.service, at)
         if self.workloads.get(command.service):
             instance = self.instance(command.service)
             if instance.run in (Run.UNKNOWN, Run.STOPPED):

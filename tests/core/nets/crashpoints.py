@@ -32,6 +32,7 @@ class Story:
     fleet: Fleet
     script: Script
     horizon: float
+    takes: float = 4.0
 
 
 RESTART = Step(action="restart", timeout=20.0, settle=2.0)
@@ -136,6 +137,22 @@ STORIES: tuple[Story, ...] = (
         horizon=420.0,
     ),
     Story(
+        name="an action outlives its manager",
+        fleet=_fleet(
+            attrs.evolve(
+                BASE,
+                name="search",
+                recheck=2.0,
+                failure_threshold=1,
+                min_failing_span=0.0,
+                steps=(attrs.evolve(RESTART, action="reload", settle=0.0), RESTART),
+            )
+        ),
+        script=lambda s, w: s.at(65.0, lambda: w.breaks("search")),
+        horizon=130.0,
+        takes=15.0,
+    ),
+    Story(
         name="people act meanwhile",
         fleet=_fleet(attrs.evolve(BASE, name="web", recheck=5.0)),
         script=_people,
@@ -160,7 +177,7 @@ STORIES: tuple[Story, ...] = (
 
 def told(story: Story, kill: Kill | None = None, *, engine: type[Engine] = Engine) -> Simulator:
     """Run a story, killed or not, to its good end. Raises `AssertionError` when a law is broken."""
-    world = SimpleWorld(story.fleet, seed=7, action_takes=(4.0, 4.0))
+    world = SimpleWorld(story.fleet, seed=7, action_takes=(story.takes, story.takes))
     kills = () if kill is None else (kill,)
     laws = Laws(fold_every=4, ask_every=9)
     simulator = Simulator(story.fleet, world, watchers=[laws], flush=30.0, kills=kills, engine=engine)
@@ -186,7 +203,7 @@ def points(story: Story) -> Iterator[Kill]:
         nonlocal last
         last = simulator.events
 
-    world = SimpleWorld(story.fleet, seed=7, action_takes=(4.0, 4.0))
+    world = SimpleWorld(story.fleet, seed=7, action_takes=(story.takes, story.takes))
     simulator = Simulator(story.fleet, world, watchers=[count], flush=30.0)
     story.script(simulator, world)
     simulator.run(story.horizon)

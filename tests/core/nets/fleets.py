@@ -24,6 +24,7 @@ from selfheal.core.model import (
     Policy,
     Priority,
     Run,
+    State,
     Step,
     Verdict,
     WhenDisabled,
@@ -121,7 +122,12 @@ def draw_policy(r: Random, place: int) -> Policy:
         slow_retry=r.choice([None, 120.0, 900.0]),
         probation=r.choice([0.0, 60.0, 300.0]),
         budgets=r.choice(
-            [(), (Budget(limit=2, per=600.0),), (Budget(limit=3, per=3600.0), Budget(limit=10, per=86400.0))]
+            [
+                (),
+                (Budget(limit=1, per=300.0),),
+                (Budget(limit=2, per=600.0),),
+                (Budget(limit=3, per=3600.0), Budget(limit=10, per=86400.0)),
+            ]
         ),
         approval_timeout=r.choice([60.0, 900.0]),
         observe_only=r.random() < 0.05,
@@ -212,6 +218,10 @@ class Faults:
             "window": self.window,
             "stale": self.stale,
             "nudge": self.nudge,
+            "reborn": self.reborn,
+            "slips": self.slips,
+            "paused": self.paused,
+            "force": self.force,
         }
         self.kinds = kinds
         often = [kind for kind in kinds if r.random() < 0.4]
@@ -340,7 +350,7 @@ class Faults:
         self.s.propose(other, confirmed=self.r.random() < 0.3)
 
     def store(self) -> None:
-        self.s.store_fails(self.s.now + self.r.choice([2.0, 60.0, 400.0]))
+        self.s.store_fails(self.s.now + self.r.choice([2.0, 60.0, 400.0]), unnoticed=self.r.choice([0.0, 1.0, 50.0]))
 
     def window(self) -> None:
         id_, active = self.r.choice(["w1", "w2"]), self.r.random() < 0.7
@@ -365,6 +375,26 @@ class Faults:
         events = [late, foreign] if s.engine.in_flight(name) else [late, foreign, unasked]
         changes_nothing(s, self.r.choice(events))
         changes_nothing(s, ActionFinished(at=s.now, intent="0/stranger/1/0", settled=Settled.DONE))
+
+    def reborn(self) -> None:
+        if (name := self.name()) in self.w.things:
+            self.w.reborn(name, self.s.now)
+
+    def slips(self) -> None:
+        for thing in self.w.things.values():
+            thing.slips = True
+
+    def paused(self) -> None:
+        """What is suppressed fails, as it will when people work on it."""
+        name = self.name()
+        self.s.request(self.r.choice(["pause", "pause", "maintenance"]), name, duration=self.r.choice([60.0, 300.0]))
+        if name in self.w.things:
+            self.w.breaks(name, heals_at=self.s.now + self.r.choice([100.0, 1e9]))
+
+    def force(self) -> None:
+        for name, condition in list(self.s.engine.ledger.conditions.items()):
+            if condition.state is State.FAILED and self.r.random() < 0.6:
+                self.s.request("recover", name)
 
     def nudge(self) -> None:
         self.s.report(self.name(), None)

@@ -200,9 +200,11 @@ class Healing(RuleBasedStateMachine):
 
     @rule(place=PLACES)
     def restarts_by_itself(self, place: int) -> None:
-        thing = self.w.things[self.name(place)]
-        thing.generation += 1
-        thing.since = self.s.now
+        self.w.reborn(self.name(place), self.s.now)
+
+    @rule(place=PLACES)
+    def slips(self, place: int) -> None:
+        self.w.things[self.name(place)].slips = True
 
     @rule(seconds=_choice(20.0, 100.0))
     def is_cut_off(self, seconds: float) -> None:
@@ -216,9 +218,9 @@ class Healing(RuleBasedStateMachine):
     def is_suspended(self, seconds: float) -> None:
         self.s.suspend(seconds)
 
-    @rule(seconds=_choice(20.0, 200.0))
-    def store_fails(self, seconds: float) -> None:
-        self.s.store_fails(self.s.now + seconds)
+    @rule(seconds=_choice(20.0, 200.0), unnoticed=_choice(0.0, 50.0))
+    def store_fails(self, seconds: float, unnoticed: float) -> None:
+        self.s.store_fails(self.s.now + seconds, unnoticed=unnoticed)
 
     @rule(place=PLACES, act=_choice("recover", "disable", "enable", "initialize", "approve", "refuse", "acknowledge"))
     def asks(self, place: int, act: str) -> None:

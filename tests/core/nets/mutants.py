@@ -23,8 +23,7 @@ from selfheal.core.engine import Engine
 from selfheal.core.holds import CanaryWatch, DoubtWatch, StormWatch
 from selfheal.core.ledger import Ledger
 from selfheal.core.lookout import Lookout
-from selfheal.core.agenda import Agenda
-from selfheal.core.messages import RunAction
+from selfheal.core.messages import RunAction, WokeLate
 from selfheal.core.model import Effect, Purpose, Settled, State, Verdict
 from selfheal.core.records import Intended, Moved
 from selfheal.core.repair import Repair
@@ -74,8 +73,10 @@ def _stale_parents(sight: guards.Sight) -> Any:
     return None
 
 
-def _slots_without_reserved(sight: guards.Sight) -> Any:
-    return guards.slot(attrs.evolve(sight, reserved={}))
+def _one_slot_more(sight: guards.Sight) -> Any:
+    return (
+        guards.slot(sight) if len(sight.ledger.occupied) > sight.ledger.fleet.limits.max_concurrent_recoveries else None
+    )
 
 
 def _unsaid(**forgotten: Any) -> tuple[Swap, ...]:
@@ -102,6 +103,7 @@ _judge, _meet, _confirmed = detector.judge, detector._meet, detector.confirmed
 _opens, _given_back, _begins, _wait = backoff.opens, machine.given_back, machine.begins, machine.wait
 _over, _rung, _resume, _fire = machine.attempt_over, machine.next_rung, Roster._resume, Engine._fire
 _changes, _image, _explain, _disbelieves = alerts.changes, Ledger.image, Engine.explain, Lookout.disbelieves
+_take = Engine._take
 _belongs, _ended = incidents.belongs_to, Ledger._ended
 
 
@@ -228,6 +230,12 @@ def _at_event_time(self: Engine, until: float) -> None:
     _fire(self, until)
 
 
+def _catches_up(self: Engine, event: Any, at: float) -> None:
+    if isinstance(event, WokeLate):
+        self._fire(at)
+    _take(self, event, at)
+
+
 def _degraded_left_open(ledger: Any, name: str, condition: Any, now: float) -> Iterator[Any]:
     for record in _changes(ledger, name, condition, now):
         if record.open or record.alert.rule != "failed":
@@ -317,7 +325,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("a parent's old result will do", _asks("parents", _stale_parents)),
     Mutant("a parent is waited for and never looked at", _asks("parents", _no_parents_asked), "liveness"),
     Mutant("no slot limit", _without("slot")),
-    Mutant("a reserved slot is free", _asks("slot", _slots_without_reserved)),
+    Mutant("one slot too many", _asks("slot", _one_slot_more)),
     Mutant("nothing is ever done", _asks("slot", _never_allowed), "liveness"),
     Mutant("the intent comes late", ((Repair, "_act", _late_intent), (Engine, "receive", _pays_late))),
     Mutant("the intent is never said", ((Desk, "say", _intent_unsaid),)),
@@ -326,9 +334,12 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("redo after a crash", ((Roster, "started", _redo),), "crash points"),
     Mutant("orphans are forgotten", ((Roster, "started", _orphans_forgotten),), "crash points"),
     Mutant("in doubt is taken for over", ((repair, "ORPHAN_MARGIN", -1e9),), "crash points"),
-    Mutant("no fresh check before a step", ((Repair, "attempt", lambda self, name, fresh=True: _attempt(self, name, fresh=True)),)),
+    Mutant(
+        "no fresh check before a step",
+        ((Repair, "attempt", lambda self, name, fresh=True: _attempt(self, name, fresh=True)),),
+    ),
     Mutant("an action's word is believed", ((Repair, "_verify", _words_believed),)),
-    Mutant("a stale result counts", ((Engine, "_checked", _stale_accepted),)),
+    Mutant("a stale result counts", ((Engine, "_checked", _stale_accepted),), "hypothesis"),
     Mutant("inconclusive is a failure", ((detector, "judge", _any_verdict),)),
     Mutant("starting is a failure", ((detector, "_excused", lambda *args: False),)),
     Mutant("no span", ((engine.detector, "confirmed", _no_span),), "model"),
@@ -357,7 +368,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("a storm is not heeded", _without("storm")),
     Mutant("a storm ends by itself", ((StormWatch, "calm", lambda self, limits: True),)),
     Mutant("lateness is not heeded", ((DoubtWatch, "late", _never_late),)),
-    Mutant("a suspended host makes up for lost time", ((Agenda, "postpone", lambda self, at: None),)),
+    Mutant("a suspended host makes up for lost time", ((Engine, "_take", _catches_up),)),
     Mutant("timers at the time of the event", ((Engine, "_fire", _at_event_time),)),
     Mutant("a restart switches on", ((Roster, "_resume", _forces_on),)),
     Mutant("any fleet is taken", ((roster, "drops_too_much", _drops_anything),)),

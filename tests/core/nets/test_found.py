@@ -160,7 +160,9 @@ def test_an_action_that_cannot_be_made_durable_is_not_tried_again_at_once() -> N
 def test_a_snapshot_and_a_history_decide_alike() -> None:
     """The members of an incident are told in one order, whatever order a restart found them in."""
     child = attrs.evolve(PLAIN, depends_on=(Dependency(services=("p",)),), failure_threshold=1)
-    fleet = Fleet(policies=(attrs.evolve(PLAIN, name="p", failure_threshold=6), *(attrs.evolve(child, name=n) for n in "bca")))
+    fleet = Fleet(
+        policies=(attrs.evolve(PLAIN, name="p", failure_threshold=6), *(attrs.evolve(child, name=n) for n in "bca"))
+    )
 
     def run(*, by_snapshot: bool) -> bytes:
         w = SimpleWorld(fleet)
