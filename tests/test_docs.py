@@ -224,7 +224,8 @@ def test_every_public_name_of_the_testing_kit_is_documented(generator: dict[str,
 def test_the_page_of_scenarios_agrees_with_the_names_of_the_tests() -> None:
     """Asked from the other side: by looking for the names of tests, and then for the row."""
     rows = dict(re.findall(r"^\| S(\d+) \| .*? \| (.*) \|$", page("scenarios"), re.MULTILINE))
-    assert list(rows) == [str(number) for number in range(1, 66)]
+    assert len(rows) >= 65
+    assert list(rows) == [str(number) for number in range(1, len(rows) + 1)]
     named: dict[str, set[str]] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for number in re.findall(r"def test_s0?(\d+)_", path.read_text("utf-8")):

@@ -208,8 +208,9 @@ def points(story: Story) -> Iterator[Kill]:
     story.script(simulator, world)
     simulator.run(story.horizon)
     for event in range(1, last + 1):
-        yield Kill(event=event, obeyed=True, down_for=(1.0, 45.0)[event % 2])
-        yield Kill(event=event, obeyed=False, down_for=(45.0, 0.0)[event % 2], by_snapshot=event % 3 == 0)
+        for down_for in (0.0, 1.0, 45.0):
+            yield Kill(event=event, obeyed=True, down_for=down_for, by_snapshot=event % 3 == 0)
+            yield Kill(event=event, obeyed=False, down_for=down_for, by_snapshot=event % 3 == 1)
         for lost in (1, 2, 10_000):
             yield Kill(event=event, obeyed=False, lost=lost, down_for=(0.0, 1.0, 45.0)[(event + lost) % 3])
 

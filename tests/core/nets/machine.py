@@ -152,7 +152,7 @@ class Healing(RuleBasedStateMachine):
 
     def name(self, place: int) -> str:
         names = list(self.s.engine.ledger.policies)
-        return names[place % len(names)] if names else "nobody"
+        return names[place % len(names)] if names else next(iter(self.w.things))
 
     @rule(seconds=WAITS)
     def wait(self, seconds: float) -> None:
