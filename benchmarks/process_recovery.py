@@ -1,28 +1,43 @@
 """How long after SIGKILL a death is heard, and how long until a new process runs; and what running a command costs.
 
-Run it alone: `python benchmarks/process_recovery.py [kills]`. Times are milliseconds: median, least, most. The death
-is heard twice: of a child of ours, and of a process that an earlier manager had started and ours has adopted.
+Run it alone: `python benchmarks/process_recovery.py [kills] [--no-systemd]`. Times are milliseconds: median, least,
+most. The death is heard twice: of a child of ours, and of a process that an earlier manager had started and ours has
+adopted.
+
+Then the whole supervisor keeps a small server alive (c/server.c; needs gcc): from SIGKILL to its next good check, the
+check being a PING of a prober in a process of its own that asks without pause. Beside it, the same server and the same
+prober under systemd with `Restart=always` and `RestartSec=0`, booted in a container over this machine's own files;
+that needs root, systemd-nspawn and overlayfs, and is left out, with the reason, where one of them is missing.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
+import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from selfheal import Service, Supervisor
 from selfheal.builtin import proc
 from selfheal.builtin.command import CommandCheck
 from selfheal.builtin.process import ProcessWorkload
 from selfheal.builtin.spawn import run
+from selfheal.builtin.wire_checks import RedisPing
+from selfheal.core.messages import CheckFinished
+from selfheal.core.model import State, Verdict
 
 STARTER = """
 import asyncio, sys
@@ -125,12 +140,211 @@ async def looks(count: int) -> None:
     told(f"look at all {seen} processes", everybody)
 
 
-async def main(kills: int) -> None:
-    await deaths(kills, adopted=False)
-    await deaths(kills, adopted=True)
-    await commands(kills * 10)
-    await looks(kills)
+# -- the whole supervisor, and systemd -------------------------------------------------------------------------------
+
+PROBER = """
+import os, signal, socket, sys, time
+port = int(sys.argv[1])
+print("ready", flush=True)
+for line in sys.stdin:
+    os.kill(int(line), signal.SIGKILL)
+    killed = time.monotonic()
+    while time.monotonic() < killed + 30.0:
+        try:
+            with socket.create_connection(("127.0.0.1", port), 1.0) as connection:
+                connection.sendall(b"*1\\r\\n$4\\r\\nPING\\r\\n")
+                if connection.recv(64) == b"+PONG\\r\\n":
+                    break
+        except OSError:
+            time.sleep(0.0002)
+    print(killed, time.monotonic(), flush=True)
+"""
+
+UNIT = """
+[Unit]
+DefaultDependencies=no
+StartLimitIntervalSec=0
+[Service]
+ExecStart={program} {port}
+Restart=always
+RestartSec=0
+"""
+
+
+class Prober:
+    """Kills a process and asks its port without pause until something answers again."""
+
+    def __init__(self, port: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROBER, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.line()
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def kill(self, pid: int) -> tuple[float, float]:
+        """Kill it; return when, and when there was an answer, in `time.monotonic` seconds."""
+        assert self.process.stdin is not None
+        print(pid, file=self.process.stdin, flush=True)
+        killed, answered = self.line().split()
+        return float(killed), float(answered)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def serving(program: Path, port: int) -> int:
+    """Return the pid, as this machine knows it, of the one process that runs the server; 0 while there is none."""
+    wanted = f"{program}\0{port}\0".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cmdline").read_bytes() == wanted:
+                return int(folder.name)
+        except OSError:
+            continue
+    return 0
+
+
+async def supervised(program: Path, kills: int, settle: float | None) -> None:
+    """Kill what a supervisor runs, each time it has become well again."""
+    answered, checked = [], []
+    port = free_port()
+    step: dict[str, Any] = {"action": "restart"} if settle is None else {"action": "restart", "settle": settle}
+    with tempfile.TemporaryDirectory() as folder:
+        service = Service(
+            "server",
+            check=RedisPing(url=f"redis://127.0.0.1:{port}", keep=False),
+            workload=ProcessWorkload(command=[str(program), str(port)], output=Path(os.devnull)),
+            recovery_actions=[step],
+            budgets=(),
+            flapping=(),
+            probation=0.0,
+            success_threshold=1,
+        )
+        prober = Prober(port)
+        try:
+            async with Supervisor([service], journal=Path(folder) / "journal.db") as supervisor:
+                running: Any = supervisor._running
+                for _ in range(kills):
+                    while running.engine.ledger.conditions["server"].state is not State.HEALTHY:
+                        await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.2)
+                    killed, again = await asyncio.to_thread(prober.kill, serving(program, port))
+                    answered.append(again - killed)
+                    checked.append(await good_check(running, running.loop.at(killed)) - running.loop.at(killed))
+        finally:
+            prober.close()
+    what = "as set by default (15 s)" if settle is None else f"of {settle:g} s"
+    told(f"SIGKILL to PONG, supervisor, a settling {what}", answered)
+    told("  ... to its own next good check", checked)
+
+
+async def good_check(running: Any, since: float) -> float:
+    """Return when the first passing check ended that began after `since`."""
+    while True:
+        for batch in running.journal.reader.batches():
+            event = batch.input
+            if isinstance(event, CheckFinished) and event.started > since and event.result.verdict is Verdict.PASSING:
+                return event.ended
+        await asyncio.sleep(0.1)
+
+
+@contextmanager
+def booted(program: Path, port: int) -> Iterator[None]:
+    """Boot systemd over this machine's own files, with one unit and nothing else. Raises `OSError` where it cannot."""
+    if os.geteuid() != 0 or shutil.which("systemd-nspawn") is None:
+        raise OSError("it needs root and systemd-nspawn")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        mounted(stack, folder, "-t", "tmpfs", "tmpfs")
+        for name in ("upper", "work", "root"):
+            (folder / name).mkdir()
+        options = f"lowerdir=/,upperdir={folder}/upper,workdir={folder}/work"
+        mounted(stack, folder / "root", "-t", "overlay", "-o", options, "overlay")
+        (folder / "root/opt").mkdir(exist_ok=True)
+        shutil.copy(program, folder / "root/opt/server")
+        unit = folder / "root/etc/systemd/system/answering.service"
+        unit.write_text(UNIT.format(program="/opt/server", port=port))
+        container = subprocess.Popen(
+            [
+                *("systemd-nspawn", "--quiet", "-D", str(folder / "root"), "--register=no", "--keep-unit"),
+                *("--drop-capability=CAP_SYS_RESOURCE", "--console=pipe", "-b", "--", "--unit=answering.service"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        stack.callback(stopped, container)
+        until = time.monotonic() + 30.0
+        while not serving(Path("/opt/server"), port):
+            if time.monotonic() > until or container.poll() is not None:
+                raise OSError("systemd did not boot in a container here")
+            time.sleep(0.05)
+        yield
+
+
+def mounted(stack: ExitStack, where: Path, *arguments: str) -> None:
+    done = subprocess.run(["mount", *arguments, str(where)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(done.stderr.strip())
+    stack.callback(subprocess.run, ["umount", str(where)], check=False)
+
+
+def stopped(container: subprocess.Popen[bytes]) -> None:
+    container.terminate()
+    try:
+        container.wait(10.0)
+    except subprocess.TimeoutExpired:
+        container.kill()
+        container.wait()
+
+
+def systemd(program: Path, kills: int) -> None:
+    """Kill what systemd runs."""
+    port, answered = free_port(), []
+    with booted(program, port):
+        prober = Prober(port)
+        try:
+            for _ in range(kills):
+                while not (pid := serving(Path("/opt/server"), port)):
+                    time.sleep(0.05)
+                time.sleep(0.2)
+                killed, again = prober.kill(pid)
+                answered.append(again - killed)
+        finally:
+            prober.close()
+    told("SIGKILL to PONG, systemd, RestartSec=0", answered)
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kills", type=int, nargs="?", default=20)
+    parser.add_argument("--no-systemd", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "server"
+        source = Path(__file__).parent / "c" / "server.c"
+        await asyncio.to_thread(subprocess.run, ["gcc", "-O2", "-o", program, source], check=True)
+        await supervised(program, options.kills, settle=0.0)
+        await supervised(program, max(1, options.kills // 10), settle=None)
+        if not options.no_systemd:
+            try:
+                await asyncio.to_thread(systemd, program, options.kills)
+            except OSError as problem:
+                print(f"systemd is left out: {problem}")
+    await deaths(options.kills, adopted=False)
+    await deaths(options.kills, adopted=True)
+    await commands(options.kills * 10)
+    await looks(options.kills)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 20))
+    asyncio.run(main())

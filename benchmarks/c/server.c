@@ -1,7 +1,12 @@
-/* What is checked: accepts on all of 127.0.0.0/8, answers PING and GET, closes after GET.   server -> prints its port */
+/* What is checked: accepts on all of 127.0.0.0/8, answers PING and GET, closes after GET.
+ *
+ *   server         takes a free port, prints it, and ends with who started it
+ *   server PORT    takes that one, and stays: a program for somebody to keep alive
+ */
 #define _GNU_SOURCE
 #include <netinet/in.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
@@ -10,12 +15,15 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-int main(void) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+int main(int argc, char **argv) {
+    if (argc < 2) prctl(PR_SET_PDEATHSIG, SIGKILL);
     struct rlimit limit; getrlimit(RLIMIT_NOFILE, &limit); limit.rlim_cur = limit.rlim_max; setrlimit(RLIMIT_NOFILE, &limit);
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), epoll = epoll_create1(0);
-    struct sockaddr_in a = {.sin_family = AF_INET}; socklen_t n = sizeof a;
-    bind(listener, (struct sockaddr *)&a, n); listen(listener, 4096); getsockname(listener, (struct sockaddr *)&a, &n);
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(argc > 1 ? atoi(argv[1]) : 0)};
+    socklen_t n = sizeof a; int yes = 1;
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    if (bind(listener, (struct sockaddr *)&a, n) < 0) return 1;
+    listen(listener, 4096); getsockname(listener, (struct sockaddr *)&a, &n);
     printf("%d\n", ntohs(a.sin_port)); fflush(stdout);
     struct epoll_event e = {.events = EPOLLIN, .data.fd = listener}, events[512];
     epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &e);

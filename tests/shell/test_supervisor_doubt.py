@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,14 @@ pytestmark = pytest.mark.real_time
 WELL = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"
 
 
+def _deadline(child: subprocess.Popen[bytes]) -> threading.Timer:
+    """Kill a child that hangs: whoever reads what it says then hears its end."""
+    timer = threading.Timer(60.0, child.kill)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_g14_a_manager_that_was_suspended_counts_no_failure_and_does_nothing(tmp_path: Path, backend: str) -> None:
@@ -41,6 +50,7 @@ def test_g14_a_manager_that_was_suspended_counts_no_failure_and_does_nothing(tmp
         )
         assert child.stdin is not None
         assert child.stdout is not None
+        too_long = _deadline(child)
         try:
             assert child.stdout.readline() == b"ready\n"
             for pause in pauses:
@@ -52,6 +62,7 @@ def test_g14_a_manager_that_was_suspended_counts_no_failure_and_does_nothing(tmp
             child.stdin.flush()
             assert child.wait(20) == 0
         finally:
+            too_long.cancel()
             child.kill()
             child.wait()
             child.stdin.close()
@@ -75,6 +86,7 @@ def test_a_suspension_is_noticed_though_nothing_was_due(tmp_path: Path, backend:
     )
     assert child.stdin is not None
     assert child.stdout is not None
+    too_long = _deadline(child)
     try:
         assert child.stdout.readline() == b"checking\n"
         os.kill(child.pid, signal.SIGSTOP)
@@ -85,6 +97,7 @@ def test_a_suspension_is_noticed_though_nothing_was_due(tmp_path: Path, backend:
         child.stdin.flush()
         assert child.wait(20) == 0
     finally:
+        too_long.cancel()
         child.kill()
         child.wait()
         child.stdin.close()

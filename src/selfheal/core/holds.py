@@ -75,6 +75,10 @@ class StormWatch:
     def __contains__(self, name: str) -> bool:
         return name in self._suspects
 
+    def since(self, name: str) -> float:
+        """Return when a service became suspect; infinity when it is not."""
+        return self._suspects.get(name, inf)
+
     @property
     def independent(self) -> int:
         """Watched services, those apart that fail together with a parent."""

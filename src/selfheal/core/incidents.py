@@ -76,6 +76,9 @@ def merged(ledger: Ledger, parent: str, into: int, now: float) -> Iterator[Recor
         for name in sorted(ledger.members.get(number, ())):  # the order they came in is not kept by a snapshot
             condition = ledger.conditions[name]
             after = attrs.evolve(condition, incident=into)
+            if name == ledger.incidents[number].root:
+                # It was believed before its parent was: that was the parent's failure, not its own flapping.
+                after = attrs.evolve(after, confirmed=condition.confirmed[:-1])
             yield Moved(at=now, service=name, before=condition, after=after, because=f"its parent {parent} is down")
         yield IncidentMerged(at=now, service=ledger.incidents[number].root, incident=number, into=into)
 

@@ -41,6 +41,7 @@ class Lookout:
     def forget(self) -> None:
         """A new run begins: what was held is looked at afresh."""
         self.doubt.reset()
+        self.storm.reset(0)
         self.storm_at, self.storm_excused = inf, False
         for name in ("storm", "canary", "doubt", "journal"):
             self.desk.hold(name, False, "selfheal was started")

@@ -93,6 +93,8 @@ class Repair:
             wait=wait,
             level=level,
         )
+        if incidents.explained(self.desk.ledger, policy):
+            after = attrs.evolve(after, confirmed=condition.confirmed)  # its parent's failure is not its own flapping
         e.unconfirmed = False
         self.desk.move(name, after, f"{because}: {e.summary}" if e.summary else because, actor)
         self.desk.say_all(self._touching(incidents.merged(self.desk.ledger, name, number, self.desk.now)))

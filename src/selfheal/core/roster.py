@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf
 from typing import Final
 
 import attrs
@@ -126,11 +125,10 @@ class Roster:
         """Begin the storm watch afresh over what is watched now, keeping who is suspect."""
         conditions = self.desk.ledger.conditions
         enabled = [n for n in self.desk.watches if n in conditions and conditions[n].state is not State.DISABLED]
+        known = [(self.lookout.storm.since(n), n) for n in enabled if n in self.lookout.storm]
         self.lookout.storm.reset(len(enabled))
-        for name in enabled:
-            since = self.desk.watches[name].evidence.failing_since
-            if since < inf:
-                self.lookout.storm.suspect(name, since, self.desk.ledger.children.get(name, ()))
+        for since, name in sorted(known):
+            self.lookout.storm.suspect(name, since, self.desk.ledger.children.get(name, ()))
 
     def _resume(self, policy: Policy, resumes: float) -> None:
         """Take one service up where the last run, which lived until `resumes`, or nobody, left it."""

@@ -158,7 +158,7 @@ class Loop:
         return self._asked
 
     def _beat(self) -> None:
-        now = monotonic()
+        began = now = monotonic()
         if self._closing:
             self._asked = inf
             return
@@ -169,9 +169,12 @@ class Loop:
             if self.engine.deadline <= now - self._zero:
                 self.post(TimePassed(at=now - self._zero))
             self._probes.expire(now)
-            self._probes.flush()  # a result may have begun another check that has ended by now: no wake-up for that
+            first = self._probes.next_deadline()
+            if first is not None and first <= (now := monotonic()):
+                self._probes.expire(now)  # a result has begun another check, and that has ended: no wake-up for it
         finally:
             self._beating = False
+        self._notice_ours(began)
         self._asked = self._next()
 
     def contained(self, work: Callable[[], object]) -> None:
@@ -210,9 +213,19 @@ class Loop:
             return
         self.busiest = max(self.busiest, late)
         if late > self.engine.ledger.fleet.limits.late_after:
-            self._asked = inf
-            self._inbox.appendleft(WokeLate(at=now - self._zero, late=late))
-            self._drain()
+            self._notice_late(now, late)
+
+    def _notice_late(self, now: float, late: float) -> None:
+        self.busiest = max(self.busiest, late)
+        self._asked = inf
+        self._inbox.appendleft(WokeLate(at=now - self._zero, late=late))
+        self._drain()
+
+    def _notice_ours(self, began: float) -> None:
+        """Did our own work take so long, or was the process suspended in the middle of it? That is late as well."""
+        now = monotonic()
+        if now - began > self.engine.ledger.fleet.limits.late_after:
+            self._notice_late(now, now - began)
 
     # -- events ------------------------------------------------------------------------------------------------------
 
@@ -224,8 +237,11 @@ class Loop:
                 self.contained(self._take_in)
 
     def _take_in(self) -> None:
-        self._notice(monotonic())
+        began = monotonic()
+        self._notice(began)
         self._drain()
+        if not self._beating:
+            self._notice_ours(began)
 
     def _drain(self) -> None:
         if self._busy:

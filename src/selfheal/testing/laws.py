@@ -63,6 +63,7 @@ from selfheal.core.records import (
     encode,
     encode_record,
 )
+from selfheal.testing.proofs import asking_sees
 from selfheal.testing.simulator import Simulator
 from selfheal.testing.witness import Account
 
@@ -104,6 +105,7 @@ class Laws:
         self.asked: dict[str, str] = {}
         self.approved: dict[str, str] = {}
         self.over: dict[str, tuple[float, int]] = {}
+        self.before_well: dict[str, int] = {}
         self.storm_ended = -inf
         self.given_back: dict[str, int] = {}
         self.attempts: dict[str, int] = {}
@@ -135,6 +137,7 @@ class Laws:
             last = record.at
             self._said(ledger, record)
         self.now = event.at
+        self._storm_law(ledger, event, output)
         self._commanded(ledger, output)
         self._fleet_law(ledger, event, output)
         self._standing(engine)
@@ -204,10 +207,6 @@ class Laws:
         elif isinstance(record, SuppressionChanged) and not record.on:
             ran_out = record.suppression.until <= record.at
             assert record.actor or ran_out, f"law 19: nobody lifted {record.suppression.id}, yet it ends"
-        elif isinstance(record, HoldChanged) and record.hold == "storm" and not record.on:
-            by_itself = not record.actor and not isinstance(self.event, Started)
-            canary = isinstance(self.event, CheckFinished) and self.event.service.startswith(CANARY_PREFIX)
-            assert not (by_itself and not canary and self._stormy(ledger)), "law 18: a storm ends without evidence"
         elif isinstance(record, IncidentClosed):
             assert record.incident in self.incidents, f"incident {record.incident} is closed but was not open"
             members = [n for n, c in self.conditions.items() if c.incident == record.incident]
@@ -218,6 +217,9 @@ class Laws:
         """Take a record into what the laws remember of the past."""
         if isinstance(record, Moved):
             self.conditions[record.service] = record.after
+            afresh = record.after.state in (State.UNKNOWN, State.DISABLED) and record.after.state != record.before.state
+            if afresh or record.because.startswith("its check or workload"):
+                self.account.forget(record.service)
             if record.after.reason == "held:approval":
                 self.asked[record.service] = record.after.detail
             over = record.before.in_attempt and not record.after.in_attempt and record.after.state is State.FAILED
@@ -225,6 +227,7 @@ class Laws:
                 self.over[record.service] = (record.at, record.after.attempt)
             elif record.after.state not in _DOWN:
                 self.over.pop(record.service, None)
+                self.before_well[record.service] = record.after.attempt
         elif isinstance(record, Intended):
             self.running[record.intent] = record
             known = self.conditions.get(record.service, Condition())
@@ -259,6 +262,7 @@ class Laws:
             self.confirmed.clear()
             self.account.watch_canaries(tuple(canary.name for canary in record.fleet.canaries))
             self.account.keep(names.difference(record.unwatched))
+            self.account.blame(record.fleet.policies)
 
     def _learn_end(self, record: Ended) -> None:
         intended = self.running.pop(record.intent, None)
@@ -268,7 +272,7 @@ class Laws:
         seen = self.account.of(record.service)
         if not record.refunded:
             seen.counts_afresh()
-            seen.passes = 0
+            seen.passes, seen.instance = 0, None
         elif record.settled is Settled.SUPERSEDED:
             seen.fails, seen.failing_since = 0, inf
         if intended is not None and record.refunded and intended.spends:
@@ -292,6 +296,8 @@ class Laws:
         assert after.generation >= before.generation, f"law 3: the generation of {name} goes back"
         if policy is None:
             return
+        if before.incident is not None and after.incident not in (None, before.incident) and self.confirmed.get(name):
+            self.confirmed[name].pop()  # its failure turned out to be its parent's
         if after.attempt > before.attempt:
             begun = any(i.service == name and i.at == record.at for i in self.running.values())
             passed_over = before.state is State.FAILED and after.state is State.FAILED and not before.in_attempt
@@ -309,7 +315,7 @@ class Laws:
         if name in self.off:
             assert after.state is State.DISABLED or record.actor, f"law 19: nobody enabled {name}, yet it is"
         if after.state is State.FAILED:
-            self._failed(policy, record)
+            self._failed(ledger, policy, record)
         elif before.state in _DOWN and after.state in WELL:
             event = self.event
             check = isinstance(event, CheckFinished) and event.service == name and self.heard == "passing"
@@ -340,11 +346,12 @@ class Laws:
         elif after.reason == "escalated":
             assert after.attempt >= policy.max_retries, f"{name} is given up after {after.attempt} attempts"
 
-    def _failed(self, policy: Policy, record: Moved) -> None:
+    def _failed(self, ledger: Ledger, policy: Policy, record: Moved) -> None:
         name, before, seen = policy.name, record.before, self.account.of(policy.name)
         if before.state is not State.RECOVERING:
             seen.failed_at = record.at
-            self.confirmed.setdefault(name, []).append(record.at)
+            if not self._explained(ledger, policy):
+                self.confirmed.setdefault(name, []).append(record.at)
             believed = before.forced is not None or seen.may_be_confirmed(policy, record.at)
             assert believed, f"law 7: {name} is believed down on {seen.fails} failures since {seen.failing_since}"
             return
@@ -352,6 +359,19 @@ class Laws:
         if record.because.startswith("still failing"):
             enough = seen.fails_settled >= policy.failure_threshold
             assert enough, f"a step of {name} is called a failure after {seen.fails_settled} failures"
+
+    def _explained(self, ledger: Ledger, policy: Policy) -> bool:
+        """Whether a hard parent, however far above, is down: then a failure may be the parent's."""
+        todo, seen = [policy], {policy.name}
+        while todo:
+            for parent in (name for dependency in hard(todo.pop()) for name in dependency.services):
+                if parent in seen or parent not in ledger.policies:
+                    continue
+                if self.conditions[parent].state in _DOWN:
+                    return True
+                seen.add(parent)
+                todo.append(ledger.policies[parent])
+        return False
 
     def _intended(self, ledger: Ledger, record: Intended) -> None:
         name, policy = record.service, ledger.policies[record.service]
@@ -448,6 +468,15 @@ class Laws:
         if self.storm_ended < since and not ledger.unwatched:
             assert not self._stormy(ledger), "law 18: acted on while too much began to fail at once"
 
+    def _storm_law(self, ledger: Ledger, event: Event, output: Output) -> None:
+        """A storm ends because it is over, a canary answers, a person says so, or a new run begins (law 18)."""
+        ended = [
+            r for r in output.records if isinstance(r, HoldChanged) and r.hold == "storm" and not r.on and not r.actor
+        ]
+        canary = isinstance(event, CheckFinished) and event.service.startswith(CANARY_PREFIX)
+        if ended and not canary and not isinstance(event, Started):
+            assert not self._stormy(ledger), "law 18: a storm ends without evidence"
+
     def _stormy(self, ledger: Ledger) -> bool:
         """Whether, by our own account, enough independent services have begun to fail within the window."""
         limits, account = ledger.fleet.limits, self.account
@@ -473,7 +502,7 @@ class Laws:
             slow = policy.slow_retry
             assert slow is not None and record.at >= over + slow, f"{name}: an attempt after the last one"  # noqa: PT018  # one law, one sentence
             return
-        least = delay(policy.backoff, attempts, 0.0)
+        least = delay(policy.backoff, attempts - self.before_well.get(name, 0), 0.0)  # the level may be forgotten by then
         assert record.at >= over + least, f"{name}: attempt {record.attempt} after {record.at - over:g} s of {least:g}"
 
     def _budgets(self, ledger: Ledger, policy: Policy, at: float) -> None:
@@ -606,64 +635,3 @@ def _stale(command: RunCheck, ledger: Ledger) -> bool:
         return command.service.removeprefix(CANARY_PREFIX) not in {canary.name for canary in ledger.fleet.canaries}
     condition = ledger.conditions.get(command.service)
     return condition is None or command.generation < condition.generation
-
-
-def asking_sees(engine: Engine) -> tuple[object, ...]:
-    """Return everything that a question could have changed."""
-    desk = engine.desk
-    evidence = {name: repr(watch.evidence) for name, watch in desk.watches.items()}
-    flights = {name: (watch.flight, watch.wanted, watch.beat) for name, watch in desk.watches.items()}
-    pending = (list(desk.records), list(desk.commands), list(desk.awake), dict(desk.reserved), dict(desk.touched))
-    return engine.snapshot(), engine.deadline, len(desk.agenda), evidence, flights, pending
-
-
-def changes_nothing(simulator: Simulator, event: Event) -> None:
-    """Feed an event that is not worth an answer: a stale or foreign result, an unknown intent (law 3).
-
-    Only when no timer is due: a timer may rightly fire at any event. Raises `AssertionError` when anything changed.
-    """
-    if simulator.engine.deadline <= event.at or event.at < simulator.engine.now:
-        return
-    before = asking_sees(simulator.engine)
-    output = simulator.feed(event)
-    assert not output.records, f"law 3: a stale result has said {output.records[0].kind}"
-    assert not output.commands, f"law 3: a stale result has commanded {output.commands[0]}"
-    assert asking_sees(simulator.engine) == before, "law 3: a stale result has changed something"
-
-
-def quiet(simulator: Simulator, within: float, *, silent_for: float = 400.0) -> None:
-    """After faults have stopped: everything recoverable is well within a bound and the journal falls quiet (law 21).
-
-    Time passes until all is well, at most `within` seconds, and `silent_for` more. Raises `AssertionError` naming who
-    is not well, or what is still said or held.
-    """
-    end = simulator.now + within
-    while (ill := _ill(simulator)) and simulator.now < end:
-        simulator.run(min(end, simulator.now + within / 50))
-    assert not ill, f"law 21: not well after {within:g} s: {ill}"
-    simulator.run(simulator.now + silent_for)
-    ledger = simulator.engine.ledger
-    assert not ledger.intents, f"law 12: nothing runs, yet {list(ledger.intents)} are open"
-    assert not (left := {"storm", "canary", "doubt", "journal"} & set(ledger.holds)), f"law 18: {left} never ends"
-    stale = [a for a in ledger.alerts.values() if a.service not in ledger.unwatched and a.rule != "fleet"]
-    assert not stale, f"law 14: all is well, yet open: {[(a.service, a.rule) for a in stale]}"
-    before = len(simulator.records)
-    simulator.run(simulator.now + silent_for)
-    assert len(simulator.records) == before, f"law 21: the journal does not fall quiet: {simulator.records[before]}"
-
-
-def _ill(simulator: Simulator) -> dict[str, tuple[str, str]]:
-    ledger = simulator.engine.ledger
-    conditions = {n: c for n, c in ledger.conditions.items() if n not in ledger.unwatched}
-    return {
-        n: (c.state.value, c.reason) for n, c in conditions.items() if c.state not in (State.HEALTHY, State.DISABLED)
-    }
-
-
-def replays(simulator: Simulator) -> None:
-    """The stored inputs, fed to a fresh engine, give the stored records (laws 1, 2 and 20b)."""
-    again, stored = simulator.replayed(), simulator.records
-    if again == stored:
-        return
-    at = next((i for i, pair in enumerate(zip(again, stored, strict=False)) if pair[0] != pair[1]), len(stored))
-    raise AssertionError(f"law 20b: record {at} is {stored[at : at + 1]}, replayed it is {again[at : at + 1]}")

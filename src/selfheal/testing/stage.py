@@ -130,7 +130,7 @@ class Stage:
             processes=len(children()),
         )
 
-    async def settled(self, before: Open, seconds: float = 2.0) -> Open:
+    async def settled(self, before: Open, seconds: float = 10.0) -> Open:
         """Count until nothing has been added to `before`, at most so many seconds; return the last count."""
         end = time.monotonic() + seconds
         while (now := await self.open_now()).more_than(before) and time.monotonic() < end:  # noqa: ASYNC110  # closing sets no event

@@ -110,6 +110,10 @@ class Account:
         for gone in [name for name in self.flying if name not in names and name not in watched]:
             del self.flying[gone]
 
+    def forget(self, service: str) -> None:
+        """It is looked at afresh: nothing was seen of it."""
+        self.services.pop(service, None)
+
     def blame(self, policies: Iterable[Policy]) -> None:
         """Mark who fails while a parent fails: for as long as it does, that may be the parent's doing."""
         for policy in policies:

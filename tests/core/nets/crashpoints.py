@@ -17,7 +17,8 @@ import attrs
 
 from selfheal.core.engine import Engine
 from selfheal.core.model import Backoff, Budget, Canary, Cause, Dependency, Effect, Fleet, Limits, Policy, Run, Step
-from selfheal.testing.laws import Laws, quiet, replays
+from selfheal.testing.laws import Laws
+from selfheal.testing.proofs import quiet, replays
 from selfheal.testing.simulator import Kill, Simulator
 from selfheal.testing.worlds import SimpleWorld
 
@@ -53,8 +54,11 @@ BASE = Policy(
 )
 
 
-def _fleet(*policies: Policy, canaries: tuple[Canary, ...] = (), **limits: int) -> Fleet:
-    return Fleet(policies=policies, canaries=canaries, limits=attrs.evolve(Limits(), **limits))
+USUAL = Limits()
+
+
+def _fleet(*policies: Policy, canaries: tuple[Canary, ...] = (), limits: Limits = USUAL) -> Fleet:
+    return Fleet(policies=policies, canaries=canaries, limits=limits)
 
 
 def _parent_and_child(s: Simulator, w: SimpleWorld) -> None:
@@ -70,6 +74,7 @@ def _ladder(s: Simulator, w: SimpleWorld) -> None:
 
 def _approval(s: Simulator, w: SimpleWorld) -> None:
     s.at(65.0, lambda: w.breaks("queue", Cause.FULL, cured_by=frozenset({"reset_cache"})))
+    s.at(149.0, lambda: s.store_fails(200.0, unnoticed=40.0))
 
     def approve() -> None:
         if s.engine.ledger.conditions["queue"].asked_at is not None:
@@ -111,7 +116,7 @@ STORIES: tuple[Story, ...] = (
         fleet=_fleet(
             attrs.evolve(BASE, name="database", has_workload=True),
             attrs.evolve(BASE, name="api", depends_on=(Dependency(services=("database",)),), dependent_grace=5.0),
-            max_concurrent_recoveries=1,
+            limits=Limits(max_concurrent_recoveries=1),
         ),
         script=_parent_and_child,
         horizon=200.0,

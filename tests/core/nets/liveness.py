@@ -12,7 +12,7 @@ import attrs
 
 from selfheal.core.engine import Engine
 from selfheal.core.model import Backoff, Canary, Dependency, Effect, Fleet, Limits, Policy, Run, State, Step
-from selfheal.testing.laws import quiet, replays
+from selfheal.testing.proofs import quiet, replays
 from selfheal.testing.simulator import Simulator
 from selfheal.testing.worlds import SimpleWorld
 

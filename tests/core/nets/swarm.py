@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
 
+from tests.core.nets.fleets import Faults, draw_fleet
+
 from selfheal.core.engine import Engine
-from selfheal.testing.laws import Laws, quiet, replays
+from selfheal.testing.laws import Laws
+from selfheal.testing.proofs import quiet, replays
 from selfheal.testing.simulator import Simulator
 from selfheal.testing.worlds import SimpleWorld
-from tests.core.nets.fleets import Faults, draw_fleet
 
 
 @contextmanager
@@ -98,7 +100,7 @@ if __name__ == "__main__":
         try:
             with within(60.0):
                 total += one(number)
-        except Exception as problem:  # noqa: BLE001  # a wrong engine may raise anything; the seed is what counts
+        except Exception as problem:  # a wrong engine may raise anything; the seed is what counts
             bad += 1
             print("seed", number, type(problem).__name__, str(problem)[:400])
             if bad > 12 or len(sys.argv) > 3:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import attrs
 import pytest
+from tests.core.nets.swarm import within
 
-from selfheal.core.ledger import Ledger
-from selfheal.core.messages import ActionFinished, RunAction, Started
+from selfheal.core.messages import ActionFinished
 from selfheal.core.model import (
     Backoff,
+    Budget,
     Canary,
     Cause,
     Dependency,
@@ -24,11 +25,11 @@ from selfheal.core.model import (
     Step,
     Verdict,
 )
-from selfheal.core.records import AlertChanged, Answered, Ended, Intended, Moved
-from selfheal.testing.laws import Laws, quiet, replays
+from selfheal.core.records import Ended, Intended
+from selfheal.testing.laws import Laws
+from selfheal.testing.proofs import quiet, replays
 from selfheal.testing.simulator import Simulator
 from selfheal.testing.worlds import SimpleWorld
-from tests.core.nets.swarm import within
 
 PLAIN = Policy(
     name="a",
@@ -51,8 +52,13 @@ def _ends() -> Iterator[None]:
         yield
 
 
-def simulated(*policies: Policy, canaries: tuple[Canary, ...] = (), takes: float = 1.0, **limits: int) -> Simulator:
-    fleet = Fleet(policies=policies, canaries=canaries, limits=attrs.evolve(Limits(), **limits))
+USUAL = Limits()
+
+
+def simulated(
+    *policies: Policy, canaries: tuple[Canary, ...] = (), takes: float = 1.0, limits: Limits = USUAL
+) -> Simulator:
+    fleet = Fleet(policies=policies, canaries=canaries, limits=limits)
     world = SimpleWorld(fleet, action_takes=(takes, takes))
     simulator = Simulator(fleet, world, watchers=[Laws()])
     simulator.run(1.0)
@@ -271,7 +277,7 @@ def test_no_act_on_a_service_that_is_kept_but_not_watched_breaks_the_engine(act:
 
 def test_a_service_that_is_not_watched_any_more_gives_its_slot_back() -> None:
     policies = tuple(attrs.evolve(PLAIN, name=n) for n in "abc")
-    s = simulated(*policies, takes=5.0, max_concurrent_recoveries=1)
+    s = simulated(*policies, takes=5.0, limits=Limits(max_concurrent_recoveries=1))
     world(s).breaks("a")
     until(s, "a", State.RECOVERING)
     s.crash(1.0, lose=False, fleet=attrs.evolve(s.fleet, policies=policies[2:]))
@@ -337,3 +343,18 @@ def test_an_intent_never_has_the_key_of_another_though_incidents_merge() -> None
     keys = [record.intent for record in s.records if isinstance(record, Intended)]
     assert len(keys) > 3
     assert len(keys) == len(set(keys))
+
+
+def test_the_outages_of_a_parent_are_not_the_flapping_of_its_child() -> None:
+    flaps = (Budget(limit=2, per=86400.0),)
+    for threshold in (1, 6):  # the child is believed down after its parent, or before it
+        parent = attrs.evolve(PLAIN, name="p", failure_threshold=threshold)
+        child = attrs.evolve(PLAIN, name="c", depends_on=(Dependency(services=("p",)),), flapping=flaps)
+        s = simulated(parent, child)
+        for _ in range(4):
+            world(s).breaks("p")
+            until(s, "p", State.RECOVERING)
+            quiet(s, 600.0)
+        world(s).breaks("c")
+        until(s, "c", State.RECOVERING)
+        quiet(s, 600.0)

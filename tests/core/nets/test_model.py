@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 import os
+from itertools import zip_longest
 from random import Random
+from typing import Any
 
 import pytest
+from tests.core.nets.model import Happening, predicted
 
 from selfheal.core.engine import Engine
 from selfheal.core.messages import RunAction
-from selfheal.core.model import PASSING, Backoff, Cause, CheckResult, Effect, Fleet, Policy, State, Step, Verdict
+from selfheal.core.model import (
+    PASSING,
+    Backoff,
+    Cause,
+    CheckResult,
+    Effect,
+    Fleet,
+    Policy,
+    Settled,
+    State,
+    Step,
+    Verdict,
+)
 from selfheal.core.records import Intended, Moved
 from selfheal.testing.simulator import Simulator
 from selfheal.testing.worlds import ActionReply, CheckReply
-from selfheal.core.model import Settled
-from tests.core.nets.model import Happening, predicted
 
 CHECK_TAKES = 0.03125
+SAME = (
+    "interval",
+    "recheck",
+    "failure_threshold",
+    "min_failing_span",
+    "success_threshold",
+    "max_retries",
+    "recovery_timeout",
+    "slow_retry",
+    "probation",
+)
+"""Fields that are spelt alike in the model and the policy."""
 
 
 class Scripted:
@@ -49,13 +74,13 @@ class Scripted:
         return ActionReply(settled=Settled.IN_DOUBT)
 
 
-def drawn(seed: int) -> tuple[dict[str, object], Policy, list[tuple[float, bool]], float]:
+def drawn(seed: int) -> tuple[dict[str, Any], Policy, list[tuple[float, bool]], float]:
     """Draw a policy in both spellings, spells of health and failure, and how long an action takes.
 
     Times are odd binary fractions, so that no two timers fall on one instant by chance and sums are exact.
     """
     r = Random(seed)
-    plain: dict[str, object] = {
+    plain: dict[str, Any] = {
         "interval": r.choice([8.0, 31.0]),
         "recheck": r.choice([1.5, 5.25]),
         "failure_threshold": r.choice([1, 2, 3]),
@@ -80,24 +105,11 @@ def drawn(seed: int) -> tuple[dict[str, object], Policy, list[tuple[float, bool]
         suspicion_threshold=0,
         flapping=(),
         budgets=(),
-        steps=(step,) * int(str(p["steps"])),
+        steps=(step,) * p["steps"],
         backoff=Backoff(
             initial=p["initial"], multiplier=p["multiplier"], cap=p["cap"], jitter=0.0, forget_after=p["forget_after"]
         ),
-        **{
-            key: p[key]
-            for key in (
-                "interval",
-                "recheck",
-                "failure_threshold",
-                "min_failing_span",
-                "success_threshold",
-                "max_retries",
-                "recovery_timeout",
-                "slow_retry",
-                "probation",
-            )
-        },  # fmt: skip
+        **{key: p[key] for key in SAME},
     )
     at, spells = 0.0, []
     for place in range(r.randrange(2, 9)):
@@ -126,12 +138,11 @@ def compare(seed: int, engine: type[Engine] = Engine) -> int:
     until = spells[-1][0] + 600.0
     expected = predicted(plain, world.passes, CHECK_TAKES, action_takes, until)
     actual = happened(policy, world, until, engine)
-    key = [(round(at, 6), what) for at, what in actual]
-    wanted = [(round(at, 6), what) for at, what in expected]
     # An intent is said before the move it causes; the model says it after.
-    assert sorted(key) == sorted(wanted), (
-        f"seed {seed}: {next(x for x in zip(sorted(key) + [None], sorted(wanted) + [None]) if x[0] != x[1])} with {plain}"
-    )
+    key = sorted((round(at, 6), what) for at, what in actual)
+    wanted = sorted((round(at, 6), what) for at, what in expected)
+    other = next((pair for pair in zip_longest(key, wanted) if pair[0] != pair[1]), None)
+    assert other is None, f"seed {seed}: the engine {other[0]}, the model {other[1]}, with {plain}"
     return len(key)
 
 
