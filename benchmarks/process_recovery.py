@@ -28,6 +28,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import attrs
 
 from selfheal import Service, Supervisor
@@ -234,9 +235,7 @@ async def supervised(program: Path, kills: int, settle: float | None) -> None:
             async with Supervisor([service], journal=Path(folder) / "journal.db") as supervisor:
                 running: Any = supervisor._running
                 for _ in range(kills):
-                    while running.engine.ledger.conditions["server"].state is not State.HEALTHY:
-                        await asyncio.sleep(0.05)
-                    await asyncio.sleep(0.2)
+                    await well(running)
                     killed, again = await asyncio.to_thread(prober.kill, serving(program, port))
                     answered.append(again - killed)
                     checked.append(await good_check(running, running.loop.at(killed)) - running.loop.at(killed))
@@ -245,6 +244,13 @@ async def supervised(program: Path, kills: int, settle: float | None) -> None:
     what = "as set by default (15 s)" if settle is None else f"of {settle:g} s"
     told(f"SIGKILL to PONG, supervisor, a settling {what}", answered)
     told("  ... to its own next good check", checked)
+
+
+async def well(running: Any) -> None:
+    """Wait until the service is healthy, and a moment more."""
+    while running.engine.ledger.conditions["server"].state is not State.HEALTHY:  # noqa: ASYNC110  # nobody tells us
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.2)
 
 
 async def good_check(running: Any, since: float) -> float:
@@ -347,4 +353,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    anyio.run(main)

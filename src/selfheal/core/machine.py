@@ -151,7 +151,8 @@ def failed(
     level: int,
 ) -> Condition:
     """The failure is believed. `fresh` begins a new count of attempts, in an incident that `opens` now or not."""
-    kept = max([budget.limit for budget in policy.flapping], default=0)
+    # One more than a window holds: the last may turn out to have been a parent's failure.
+    kept = max([budget.limit + 1 for budget in policy.flapping], default=0)
     times = (*condition.confirmed, now)[-kept:] if kept else ()
     # A fresh count in an incident it may have been part of before must not repeat the keys of then.
     changes: dict[str, Any] = {"attempt": 0, "reissues": condition.reissues + (not opens)} if fresh else {}

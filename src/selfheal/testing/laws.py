@@ -482,7 +482,10 @@ class Laws:
         limits, account = ledger.fleet.limits, self.account
         watched = [p for p in ledger.fleet.policies if p.name not in ledger.unwatched]
         failing = {n for n, seen in account.services.items() if seen.became_suspect < inf}
-        failing = {n for n in failing if n in self.conditions and self.conditions[n].state is not State.DISABLED}
+        watching = {
+            p.name for p in watched if self.conditions[p.name].state is not State.DISABLED and not p.start_grace
+        }
+        failing &= watching  # within its grace a failure may be excused
         lone = {n for n in failing if not account.of(n).excusable}
         recent = [n for n in lone if account.of(n).became_suspect > self.now - limits.storm_window]
         independent = len(watched) - len({c for parent in failing for c in ledger.children.get(parent, ())} & failing)
@@ -502,7 +505,9 @@ class Laws:
             slow = policy.slow_retry
             assert slow is not None and record.at >= over + slow, f"{name}: an attempt after the last one"  # noqa: PT018  # one law, one sentence
             return
-        least = delay(policy.backoff, attempts - self.before_well.get(name, 0), 0.0)  # the level may be forgotten by then
+        least = delay(
+            policy.backoff, attempts - self.before_well.get(name, 0), 0.0
+        )  # the level may be forgotten by then
         assert record.at >= over + least, f"{name}: attempt {record.attempt} after {record.at - over:g} s of {least:g}"
 
     def _budgets(self, ledger: Ledger, policy: Policy, at: float) -> None:
