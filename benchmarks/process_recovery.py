@@ -248,7 +248,7 @@ async def supervised(program: Path, kills: int, settle: float | None) -> None:
 
 async def well(running: Any) -> None:
     """Wait until the service is healthy, and a moment more."""
-    while running.engine.ledger.conditions["server"].state is not State.HEALTHY:  # noqa: ASYNC110  # nobody tells us
+    while running.engine.ledger.conditions["server"].state is not State.HEALTHY:  # nobody tells us
         await asyncio.sleep(0.05)
     await asyncio.sleep(0.2)
 

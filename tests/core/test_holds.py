@@ -207,3 +207,12 @@ def test_a_new_run_doubts_nothing() -> None:
     one.late(LIMITS, 100.0, 0.5)
     one.reset()
     assert (one.before, one.since, one.last) == (-inf, inf, -inf)
+
+
+def test_it_says_since_when_a_service_is_suspect() -> None:
+    watch = StormWatch()
+    watch.reset(3)
+    watch.suspect("a", 12.0, ())
+
+    assert watch.since("a") == 12.0
+    assert watch.since("b") == inf

@@ -352,6 +352,8 @@ class Laws:
             seen.failed_at = record.at
             if not self._explained(ledger, policy):
                 self.confirmed.setdefault(name, []).append(record.at)
+                most = max((budget.limit for budget in policy.flapping), default=0)
+                del self.confirmed[name][: -most or None]
             believed = before.forced is not None or seen.may_be_confirmed(policy, record.at)
             assert believed, f"law 7: {name} is believed down on {seen.fails} failures since {seen.failing_since}"
             return

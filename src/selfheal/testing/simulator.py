@@ -236,7 +236,8 @@ class Simulator:
     def replayed(self) -> list[Record]:
         """Return the records of a fresh engine fed with the stored inputs: law 20b says they are `records`."""
         engine = self._make()
-        return [record for event in self.inputs for record in engine.receive(event).records]
+        last = TimePassed(at=self.engine.now)  # what the last wake-ups said has no input after it
+        return [record for event in (*self.inputs, last) for record in engine.receive(event).records]
 
     # -- death and birth ---------------------------------------------------------------------------------------------
 

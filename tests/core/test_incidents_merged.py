@@ -1,0 +1,33 @@
+"""An incident that is folded takes all of its members along; only its root is forgiven the failure."""
+
+from __future__ import annotations
+
+from selfheal.core.incidents import merged
+from selfheal.core.ledger import Ledger
+from selfheal.core.model import Condition, Dependency, Fleet, Incident, Policy, State
+from selfheal.core.records import FleetSet, IncidentMerged, IncidentOpened, Moved
+
+
+def test_members_come_along_and_only_the_root_is_forgiven() -> None:
+    fleet = Fleet(
+        policies=(
+            Policy(name="db"),
+            Policy(name="api", depends_on=(Dependency(services=("db",)),)),
+            Policy(name="web", depends_on=(Dependency(services=("api",)),)),
+        )
+    )
+    down = Condition(state=State.FAILED, incident=1, confirmed=(5.0,))
+    history = [
+        FleetSet(at=0.0, fleet=fleet),
+        IncidentOpened(at=5.0, service="api", incident=Incident(number=1, root="api", since=5.0)),
+        Moved(at=5.0, service="api", before=Condition(), after=down),
+        Moved(at=5.0, service="web", before=Condition(), after=down),
+    ]
+
+    records = list(merged(Ledger.fold(history), "db", 2, 9.0))
+
+    moves = {record.service: record.after for record in records if isinstance(record, Moved)}
+    assert {name: after.incident for name, after in moves.items()} == {"api": 2, "web": 2}
+    assert moves["api"].confirmed == ()
+    assert moves["web"].confirmed == (5.0,)
+    assert [record.into for record in records if isinstance(record, IncidentMerged)] == [2]
