@@ -5,7 +5,7 @@ from __future__ import annotations
 from selfheal.core.incidents import merged
 from selfheal.core.ledger import Ledger
 from selfheal.core.model import Condition, Dependency, Fleet, Incident, Policy, State
-from selfheal.core.records import FleetSet, IncidentMerged, IncidentOpened, Moved
+from selfheal.core.records import FleetSet, IncidentMerged, IncidentOpened, Moved, Record
 
 
 def test_members_come_along_and_only_the_root_is_forgiven() -> None:
@@ -17,7 +17,7 @@ def test_members_come_along_and_only_the_root_is_forgiven() -> None:
         )
     )
     down = Condition(state=State.FAILED, incident=1, confirmed=(5.0,))
-    history = [
+    history: list[Record] = [
         FleetSet(at=0.0, fleet=fleet),
         IncidentOpened(at=5.0, service="api", incident=Incident(number=1, root="api", since=5.0)),
         Moved(at=5.0, service="api", before=Condition(), after=down),
