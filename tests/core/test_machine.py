@@ -148,11 +148,11 @@ def test_a_fresh_count_in_an_old_incident_never_repeats_a_key() -> None:
     assert failed(Condition(state=State.UNHEALTHY), opens=False).reissues == 1
 
 
-def test_as_many_beliefs_are_remembered_as_flapping_asks_for() -> None:
+def test_one_belief_more_is_remembered_than_flapping_asks_for() -> None:
     seen = Condition(state=State.UNHEALTHY, confirmed=(1.0, 2.0, 3.0, 4.0, 5.0))
-    assert failed(seen).confirmed == (2.0, 3.0, 4.0, 5.0, 100.0)
+    assert failed(seen).confirmed == (1.0, 2.0, 3.0, 4.0, 5.0, 100.0)
     two = policy(flapping=(Budget(limit=2, per=60.0),))
-    assert failed(seen, policy=two).confirmed == (5.0, 100.0)
+    assert failed(seen, policy=two).confirmed == (4.0, 5.0, 100.0)
     assert failed(seen, policy=policy(flapping=())).confirmed == ()
 
 
