@@ -5,7 +5,8 @@ most. The death is heard twice: of a child of ours, and of a process that an ear
 adopted.
 
 Then the whole supervisor keeps a small server alive (c/server.c; needs gcc): from SIGKILL to its next good check, the
-check being a PING of a prober in a process of its own that asks without pause. Beside it, the same server and the same
+check being a PING of a prober in a process of its own that asks without pause; budgets and backoff are lifted, because
+here the same thing dies twenty times in a minute. Beside it, the same server and the same
 prober under systemd with `Restart=always` and `RestartSec=0`, booted in a container over this machine's own files;
 that needs root, systemd-nspawn and overlayfs, and is left out, with the reason, where one of them is missing.
 """
@@ -38,7 +39,7 @@ from selfheal.builtin.process import ProcessWorkload
 from selfheal.builtin.spawn import run
 from selfheal.builtin.wire_checks import RedisPing
 from selfheal.core.messages import CheckFinished
-from selfheal.core.model import State, Verdict
+from selfheal.core.model import Backoff, State, Verdict
 
 STARTER = """
 import asyncio, sys
@@ -227,6 +228,7 @@ async def supervised(program: Path, kills: int, settle: float | None) -> None:
             recovery_actions=[step],
             budgets=(),
             flapping=(),
+            backoff=Backoff(initial=0.0),
             probation=0.0,
             success_threshold=1,
         )

@@ -272,7 +272,7 @@ class Laws:
         seen = self.account.of(record.service)
         if not record.refunded:
             seen.counts_afresh()
-            seen.passes, seen.instance = 0, None
+            seen.passes, seen.instance, seen.run_id = 0, None, None
         elif record.settled is Settled.SUPERSEDED:
             seen.fails, seen.failing_since = 0, inf
         if intended is not None and record.refunded and intended.spends:
@@ -631,7 +631,7 @@ class Laws:
             self.free_since[name] = self.now  # what was seen of it does not tell whether it is still down
             self.account.doubts = 0
             return
-        bound = 2 * policy.interval * (1 + policy.jitter) + 3 * self.slowest.get(name, 0.0) + 5.0
+        bound = 2 * policy.interval * (1 + policy.jitter) + 3 * self.slowest.get(name, 0.0) + 5.0 + policy.start_grace
         waited = self.now - since
         assert waited <= bound, f"law 21: {name} waits {waited:.0f} s for its action though nothing holds it"
 
