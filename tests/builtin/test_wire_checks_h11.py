@@ -110,8 +110,10 @@ def theirs(pieces: list[bytes], method: str) -> tuple[object, ...]:
             if event is h11.NEED_DATA:
                 ended = not pending
                 connection.receive_data(pending.pop(0) if pending else b"")
-            elif isinstance(event, h11.Response):
-                answer = event
+            elif isinstance(event, (h11.InformationalResponse, h11.Response)):
+                if not event.http_version.startswith(b"1."):
+                    return ("not http",)  # h11 takes any digit; there is no HTTP/0.x or /7.x that speaks like this
+                answer = event if isinstance(event, h11.Response) else answer
             elif isinstance(event, h11.Data):
                 content += event.data
             elif isinstance(event, h11.EndOfMessage):

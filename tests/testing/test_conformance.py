@@ -184,13 +184,13 @@ class LeaksConnections(Good):
 
 class LeaksTasks(Good):
     async def check(self, context: CheckContext) -> CheckResult:
-        OPENED.append(asyncio.ensure_future(asyncio.sleep(5.0)))
+        OPENED.append(asyncio.ensure_future(asyncio.sleep(60.0)))
         return await super().check(context)
 
 
 class LeaksThreads(Good):
     async def check(self, context: CheckContext) -> CheckResult:
-        threading.Thread(target=time.sleep, args=(4.0,), daemon=True).start()
+        threading.Thread(target=time.sleep, args=(20.0,), daemon=True).start()
         return await super().check(context)
 
 
@@ -374,7 +374,7 @@ class StubbornInspect(ScriptedWorkload):
 
 class LeakyInspect(ScriptedWorkload):
     async def inspect(self, context: Context) -> Instance:
-        OPENED.append(asyncio.ensure_future(asyncio.sleep(5.0)))
+        OPENED.append(asyncio.ensure_future(asyncio.sleep(60.0)))
         return self.current
 
 
@@ -552,7 +552,7 @@ class TellsItsToken(Mends):
 
 class LeakyAction(Mends):
     async def run(self, context: ActionContext) -> None:
-        OPENED.append(asyncio.ensure_future(asyncio.sleep(5.0)))
+        OPENED.append(asyncio.ensure_future(asyncio.sleep(60.0)))
 
 
 class StubbornAction(Mends):
@@ -689,7 +689,7 @@ class TellingNotifier(Tells):
 
 class LeakyNotifier(Tells):
     async def send(self, notification: Notification, context: Context) -> str | None:
-        OPENED.append(asyncio.ensure_future(asyncio.sleep(5.0)))
+        OPENED.append(asyncio.ensure_future(asyncio.sleep(60.0)))
         return None
 
 
