@@ -322,6 +322,7 @@ def test_an_approval_is_for_the_step_that_was_asked_for() -> None:
     flush = Step(action="flush", approval=True, only_for=frozenset({Cause.UNREACHABLE}))
     drain = Step(action="drain", approval=True)
     hand = asking(flush, drain)
+    hand.ask("pause", "db")
     hand.check("db", failing(Cause.STARTING))
     code, because = refusal(hand.ask("approve", "db"))
     assert (code, because) == ("conflict", "flush was asked for, and drain is next by now; look again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 
 from selfheal.core import alerts
@@ -83,14 +84,22 @@ def test_a_condition_calls_for_its_alerts(condition: Condition, rules: dict[str,
     assert alerts.wanted(condition) == rules
 
 
-@pytest.mark.parametrize("reason", sorted(alerts.UNATTENDED))
-def test_when_nobody_acts_people_are_wanted(reason: str) -> None:
-    assert alerts.wanted(down(reason))["unattended"] == f"down (full) and nobody acts: {reason}"
+@pytest.mark.parametrize(("kind", "detail"), alerts.UNATTENDED.items())
+def test_when_nobody_acts_people_are_wanted(kind: str, detail: str) -> None:
+    reason = "waiting-for:disk" if kind == "waiting-for" else kind
+    said = f", {detail}" if detail else ""
+    assert alerts.wanted(down(reason, detail=detail))["unattended"] == f"down (full) and nobody acts: {reason}{said}"
+    assert not detail or "unattended" not in alerts.wanted(down(reason, detail="something that passes by itself"))
+
+
+def test_a_budget_of_the_fleet_and_a_cooldown_page_nobody_for_a_service() -> None:
+    for detail in ("fleet: 3 in 300 s", "cooldown of restart: 1 in 60 s"):
+        assert "unattended" not in alerts.wanted(down("held:budget", detail=detail))
 
 
 def test_they_are_told_why_but_not_again_at_each_slow_retry_how_many_there_were() -> None:
-    budget = alerts.wanted(down("held:budget", detail="fleet: 3 in 300 s"))
-    assert budget["unattended"] == "down (full) and nobody acts: held:budget, fleet: 3 in 300 s"
+    budget = alerts.wanted(down("held:budget", detail="service: 3 in 3600 s"))
+    assert budget["unattended"] == "down (full) and nobody acts: held:budget, service: 3 in 3600 s"
     fourth, fifth = (alerts.wanted(down("escalated", detail=f"{n} attempts used")) for n in (4, 5))
     assert fourth == fifth
 
@@ -124,11 +133,23 @@ def test_a_page_does_not_flutter_while_a_slow_retry_runs_and_says_why_it_is_open
     told.tell(down("escalated"))
     assert {record.alert.rule for record in told.tell(Condition(state=State.RECOVERING, incident=1))} == {"recovering"}
     assert told.open["unattended"].id == "a1"
-    (changed, _) = told.tell(down("held:budget"))
+    (changed, _) = told.tell(down("held:budget", detail="service: 3 in 3600 s"))
     assert (changed.open, changed.alert.id, changed.because) == (True, "a1", "changed")
     assert "held:budget" in changed.alert.text
     told.tell(Condition(state=State.HEALTHY))
     assert told.open == {}
+
+
+def test_who_knows_of_one_matter_is_told_of_the_next() -> None:
+    told = Told()
+    told.tell(down("held:approval", detail="flush"))
+    for record in tuple(alerts.acknowledged(told.ledger, "db", "kim", told.now)):
+        told.ledger.apply(record)
+    told.tell(attrs.evolve(down("held:approval", detail="flush"), cause=Cause.TIMEOUT))
+    assert told.open["unattended"].acknowledged_by == "kim"
+    told.tell(down("escalated"))
+    assert told.open["unattended"].acknowledged_by == ""
+    assert told.open["failed"].acknowledged_by == "kim"
 
 
 def test_in_doubt_and_flapping_stay_open_until_health_too() -> None:
@@ -195,6 +216,6 @@ def test_everything_open_about_a_service_can_be_withdrawn() -> None:
 
 
 def test_every_hold_of_the_fleet_has_a_severity_and_no_rule_is_of_both_kinds() -> None:
-    assert set(alerts.FLEET_RULES) == {"journal", "storm", "canary", "doubt", "fleet"}
+    assert set(alerts.FLEET_RULES) == {"journal", "storm", "canary", "doubt", "budget", "fleet"}
     assert not set(alerts.FLEET_RULES) & set(alerts.SERVICE_RULES)
     assert set(alerts.STICKY) <= set(alerts.SERVICE_RULES)

@@ -390,3 +390,69 @@ def test_nothing_flaps_without_a_window() -> None:
 )
 def test_who_deserves_a_quick_second_look(condition: Condition, evidence: dict[str, Any], expected: bool) -> None:
     assert quick(policy(), condition, Evidence(**evidence)) is expected
+
+
+# -- what an inspection that failed, a grace and a window must not hide --------------------------------------------
+
+
+def test_an_inspection_that_failed_does_not_hide_that_another_runs() -> None:
+    one = Watched(has_workload=True)
+    one.judge(BAD, BAD, instance=Instance(id="a", run=Run.RUNNING))
+    one.judge(BAD, instance=Instance(id="", run=Run.UNKNOWN, detail="no socket"))
+    assert (one.evidence.failures, one.evidence.instance) == (
+        3,
+        Instance(id="a", run=Run.UNKNOWN, detail="no socket"),
+    )
+    one.judge(BAD, instance=Instance(id="b", run=Run.RUNNING))
+    assert (one.evidence.failures, one.evidence.unconfirmed) == (1, True)
+
+
+def test_who_was_never_seen_is_nobody_new() -> None:
+    one = Watched(has_workload=True)
+    one.judge(BAD, instance=Instance(id="", run=Run.UNKNOWN))
+    one.judge(BAD, instance=Instance(id="a", run=Run.RUNNING))
+    assert (one.evidence.failures, one.evidence.unconfirmed) == (2, False)
+
+
+def test_the_failure_before_anybody_asked_who_runs_is_within_the_grace_too() -> None:
+    one = Watched(has_workload=True, start_grace=60.0, suspicion_threshold=6)
+    one.judge(BAD)  # only a second look is preceded by an inspection
+    assert one.evidence.failures == 1
+    assert one.judge(BAD, instance=Instance(id="a", run=Run.RUNNING, since=-1.0)) is Verdict.INCONCLUSIVE
+    e = one.evidence
+    assert (e.failures, e.failing_since, e.history, e.score, e.suspect_since) == (0, inf, 0, 0, inf)
+
+
+def test_a_window_keeps_its_span_without_a_suspicion_score() -> None:
+    one = Watched(window=Window(failures=2, checks=4), suspicion_threshold=0, min_failing_span=30.0)
+    one.judge(BAD, PASSING, PASSING, PASSING, PASSING)
+    assert one.evidence.suspect_since == inf
+    one.judge(BAD, PASSING, BAD)
+    assert not one.confirmed  # two of four, but not for half a minute
+    one.now += 30.0
+    assert one.confirmed
+
+
+def test_a_warning_that_counts_as_a_failure_is_looked_at_again_soon() -> None:
+    one = Watched(warning_fails=True, suspicion_threshold=0)
+    one.judge(WARN)
+    assert quick(one.policy, Condition(state=State.UNHEALTHY), one.evidence)
+
+
+def test_one_outage_that_is_over_is_not_unsteady_however_high_it_drove_the_score() -> None:
+    one = Watched()
+    one.judge(PASSING, BAD, BAD, BAD, BAD, BAD, BAD, BAD, PASSING)
+    assert one.evidence.score >= one.policy.suspicion_threshold
+    assert one.degraded() == ""
+    one.judge(BAD, PASSING)
+    assert one.degraded() == "unsteady"
+
+
+def test_a_server_that_says_it_starts_is_observed_and_a_check_that_cannot_run_is_not() -> None:
+    one = Watched()
+    one.judge(UNRUN, UNRUN)
+    assert one.evidence.blind == 2
+    one.judge(CheckResult(Verdict.INCONCLUSIVE, cause=Cause.STARTING, summary="no beat yet"))
+    assert (one.evidence.blind, one.evidence.inconclusive) == (0, 3)
+    one.judge(UNRUN, PASSING)
+    assert (one.evidence.blind, one.evidence.inconclusive) == (0, 0)

@@ -615,3 +615,47 @@ def test_a_check_of_the_parent_is_a_routine_check_too() -> None:
     hand.finish(settled=Settled.FAILED, detail="exit 1")
     hand.recover()
     assert hand.state() is State.HEALTHY
+
+
+def test_who_is_in_its_grace_is_no_suspect() -> None:
+    hand = Hand(service(has_workload=True, start_grace=60.0))
+    hand.check()
+    assert "db" in hand.engine.lookout.storm
+    hand.check(instance=running(1, since=hand.now - 1.0))
+    assert "db" not in hand.engine.lookout.storm
+
+
+def test_what_fails_again_and_again_with_its_parent_is_not_unsteady_by_itself() -> None:
+    hand = Hand(service("db"), service("api", depends_on=needs("db"), suspicion_span=0.0))
+    hand.well("db", "api")
+    hand.fail("db")
+    for _ in range(3):
+        hand.check("api")
+        hand.check("api")
+        hand.check("api", PASSING)
+        assert hand.state("api") is State.HEALTHY
+    hand.recover("db")
+    for _ in range(3):
+        hand.check("api")
+        hand.check("api")
+        hand.check("api", PASSING)
+    assert hand.reason("api") == "unsteady"
+
+
+def test_who_is_slow_says_how_slow_and_what_was_wanted() -> None:
+    hand = Hand(service(latency_objective=0.5))
+    for _ in range(3):
+        hand.check("db", PASSING, took=0.75)
+    assert hand.condition().detail == "0.75 s; the objective is 0.5 s"
+
+
+def test_a_demand_that_runs_out_is_taken_back_in_its_time() -> None:
+    hand = Hand(service())
+    hand.fail()
+    hand.ask("pause", "db")
+    hand.ask("recover", "db")
+    hand.until(hand.now + 899.0)
+    assert hand.condition().forced is not None
+    hand.until(hand.now + 2.0)
+    assert hand.condition().forced is None
+    assert hand.said(Moved)[-1].because == "the demand to recover it has run out"

@@ -33,7 +33,7 @@ from selfheal.core.model import (
     Verdict,
     WhenDisabled,
 )
-from selfheal.core.records import GuardAnswer
+from selfheal.core.records import GuardAnswer, Intended
 
 NOW = 1000.0
 DOWN = Condition(state=State.FAILED, since=900.0, incident=1)
@@ -359,9 +359,15 @@ def test_a_step_that_asks_waits_for_a_person_and_not_for_ever() -> None:
     asks = service(steps=(FLUSH,))
     first = asked("approval", sight(asks))
     assert first == Hold(reason="held:approval", detail="flush", until=1900.0, wake=(OPERATOR,))
-    later = asked("approval", sight(asks, attrs.evolve(DOWN, asked_at=950.0)))
-    assert later is not None
-    assert later.until == 1850.0
+    waits = attrs.evolve(DOWN, reason="held:approval", asked=0, asked_at=950.0)
+    for condition, until in (
+        (waits, 1850.0),
+        (attrs.evolve(waits, reason="held:paused"), 1900.0),  # what else held it took nothing of the time to answer
+        (attrs.evolve(waits, asked=1), 1900.0),
+    ):
+        later = asked("approval", sight(asks, condition))
+        assert later is not None
+        assert later.until == until
     assert asked("approval", sight(asks, attrs.evolve(DOWN, approved=0))) is None
     assert reason("approval", sight(asks, attrs.evolve(DOWN, approved=1))) == "held:approval"
     assert asked("approval", sight()) is None
@@ -443,3 +449,53 @@ def test_looking_changes_nothing() -> None:
     before = (one.ledger.image(), attrs.asdict(one.evidence))
     assert list(walk(guards.GUARDS, one))
     assert (one.ledger.image(), attrs.asdict(one.evidence)) == before
+
+
+# -- what lasts until a person does something ----------------------------------------------------------------------
+
+
+def test_a_service_whose_checks_cannot_run_is_held_for_want_of_sight() -> None:
+    assert asked("doubt", sight(evidence=Evidence(blind=2, summary="no driver"))) is None
+    blind = Evidence(blind=3, summary="no driver")
+    assert asked("doubt", sight(evidence=blind)) == Hold(
+        reason="held:doubt", detail="checks cannot run: no driver", wake=("service:db",)
+    )
+
+
+def test_a_pause_that_ends_says_when_and_the_longest_one_speaks() -> None:
+    pauses = [
+        Suppression(id=id_, binds=Binds.PAUSED, everything=True, until=until, actor="kim", reason="disks")
+        for id_, until in (("r1", 1100.0), ("r2", 1300.0), ("r3", 1200.0))
+    ]
+    paused = sight(suppressions={one.id: one for one in pauses})
+    assert asked("paused", paused) == Hold(
+        reason="held:paused", detail="r2 by kim: disks", until=1300.0, wake=(OPERATOR,)
+    )
+
+
+def test_a_parent_that_is_off_but_still_in_the_hands_of_an_action_is_waited_for() -> None:
+    off = (Condition(state=State.DISABLED), Evidence())
+    assert parents(child(), {"db": off}) is None
+    acting = Intended(at=990.0, intent="1/db/1/0", service="db", incident=1, attempt=1, step=0, action="restart")
+    hold = parents(child(), {"db": off}, intents={acting.intent: acting})
+    assert hold is not None
+    assert (hold.reason, hold.detail) == ("waiting-for:db", "not well")
+
+
+def test_a_parent_that_is_waited_for_and_switched_off_is_said_to_be_so() -> None:
+    waits = child(when_disabled=WhenDisabled.WAIT)
+    hold = parents(waits, {"db": (Condition(state=State.DISABLED), Evidence())})
+    assert hold is not None
+    assert hold.detail == "disabled"
+
+
+def test_what_is_kept_and_not_watched_is_only_observed() -> None:
+    hold = asked("observe", sight(unwatched=("db",)))
+    assert hold is not None
+    assert (hold.reason, hold.detail) == ("held:observe", "it is gone from the configuration: kept, not watched")
+
+
+def test_the_budget_of_the_fleet_opens_when_its_oldest_action_is_old_enough() -> None:
+    one = sight(limits=Limits(budget_floor=2, budget_per=300.0), fleet_spent=(700.0, 800.0, 900.0))
+    assert guards.fleet_opens(one.ledger) == 1100.0
+    assert guards.budget_of(one.ledger.fleet) == Budget(limit=2, per=300.0)

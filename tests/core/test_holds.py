@@ -216,3 +216,26 @@ def test_it_says_since_when_a_service_is_suspect() -> None:
 
     assert watch.since("a") == 12.0
     assert watch.since("b") == inf
+
+
+def test_what_is_pardoned_raises_nothing_and_what_begins_to_fail_then_may() -> None:
+    one = storm(4)
+    suspects(one, "a", "b", "c")
+    one.pardon()
+    assert not one.rising(LIMITS, 1.0)
+    suspects(one, "d", at=2.0)
+    assert not one.rising(LIMITS, 2.0)
+    one.resize(2)
+    suspects(one, "e", "f", at=3.0)
+    assert one.rising(LIMITS, 3.0)
+    assert list(one) == ["a", "b", "c", "d", "e", "f"]
+
+
+def test_who_is_watched_now_counts_and_who_is_not_any_more_does_not() -> None:
+    one = storm(6)
+    suspects(one, "a", "b", "c")
+    assert one.rising(LIMITS, 0.0)
+    one.resize(1)
+    assert not one.rising(LIMITS, 0.0)
+    one.resize(-1)
+    assert one.rising(LIMITS, 0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.core.bench import Hand, service
+
 from selfheal.core.incidents import merged
 from selfheal.core.ledger import Ledger
 from selfheal.core.model import Condition, Dependency, Fleet, Incident, Policy, State
@@ -31,3 +33,21 @@ def test_members_come_along_and_only_the_root_is_forgiven() -> None:
     assert moves["api"].confirmed == ()
     assert moves["web"].confirmed == (5.0,)
     assert [record.into for record in records if isinstance(record, IncidentMerged)] == [2]
+
+
+def test_a_child_that_never_came_back_goes_with_its_parents_next_outage() -> None:
+    """Its incident began with the parent's earlier outage; the parent is down again, in an incident of its own."""
+    needs_db = (Dependency(services=("db",)),)
+    hand = Hand(service("db", probation=0.0), service("api", depends_on=needs_db, steps=()))
+    hand.well("db", "api")
+    hand.fail("db")
+    hand.fail("api")
+    first = hand.condition("api").incident
+    assert first == hand.condition("db").incident
+    hand.recover("db")
+    hand.wait(1.0)
+    hand.fail("db")
+    second = hand.condition("db").incident
+    assert second != first
+    assert hand.condition("api").incident == second
+    assert first not in hand.ledger.incidents

@@ -284,3 +284,20 @@ def test_an_image_does_not_change_with_the_ledger_it_was_taken_from() -> None:
     assert list(image.intents) == ["1/db/1/0"]
     assert image.number == 3
     assert list(Ledger(image).occupied) == ["db"]
+
+
+def test_what_no_budget_counts_is_forgotten_first() -> None:
+    gentle = [intended(intent=f"g{number}", at=float(number), spends=number == 7) for number in range(400)]
+    spent = fold(*gentle).spent["db"]
+    assert len(spent) == 256
+    assert spent[0].intent == "g7"
+
+
+def test_who_was_switched_off_when_it_left_is_off_when_it_comes_back() -> None:
+    ledger = fold(moved("db", state=State.DISABLED, enabled=False), moved("api", state=State.HEALTHY))
+    ledger.apply(FleetSet(at=5.0, fleet=Fleet()))
+    assert list(ledger.off) == ["db"]
+    again = Ledger(ledger.image())
+    again.apply(FleetSet(at=6.0, fleet=Fleet(policies=(Policy(name="db"), API))))
+    assert (again.conditions["db"].enabled, again.conditions["api"].enabled) == (False, True)
+    assert not again.off

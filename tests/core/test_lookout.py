@@ -70,7 +70,7 @@ def test_a_storm_ends_when_a_canary_answers_that_was_asked_after_it_began() -> N
     assert holds(hand)[-1] == ("storm", False, "canary:gateway answers")
 
 
-def test_a_storm_that_a_canary_excused_is_not_raised_again_until_it_is_calm() -> None:
+def test_a_storm_that_a_canary_excused_is_not_raised_again_by_those_who_raised_it() -> None:
     hand = fleet(canaries=["gateway"])
     hand.canary("gateway")
     for name in NAMES[:3]:
@@ -171,13 +171,52 @@ def test_a_failure_is_not_believed_before_a_canary_has_vouched_for_our_view() ->
     assert hand.state() is State.FAILED
 
 
-def test_a_canary_hold_that_a_person_released_comes_back_with_the_next_answer_only() -> None:
+def test_a_canary_that_a_person_excused_holds_nothing_until_it_has_answered_again() -> None:
     hand = Hand(service(), canaries=["gateway"])
     hand.canary("gateway", FAILING)
     hand.ask("release", hold="canary", scopes=ADMIN)
-    assert not hand.ledger.holds
+    for _ in range(3):
+        hand.canary("gateway", FAILING)
+        assert not hand.ledger.holds
+    hand.fail()  # and what fails meanwhile is believed
+    hand.canary("gateway")
     hand.canary("gateway", FAILING)
     assert "canary" in hand.ledger.holds
+
+
+def test_what_waited_for_a_canary_is_looked_at_when_a_person_excuses_it() -> None:
+    hand = Hand(service(), service("api"), canaries=["gateway"])
+    hand.canary("gateway")
+    hand.well("db", "api")
+    hand.want("canary:gateway")
+    hand.until_true(lambda: hand.engine.desk.watches["db"].withheld)
+    hand.canary("gateway", FAILING)
+    hand.canary("gateway", FAILING)
+    assert "canary" in hand.ledger.holds
+    hand.ask("release", hold="canary", scopes=ADMIN)
+    hand.fail()
+
+
+def test_a_canary_that_cannot_be_asked_is_no_silent_reason_to_do_nothing() -> None:
+    hand = Hand(service(), canaries=["gateway"])
+    hand.canary("gateway", UNRUN)
+    hand.canary("gateway", UNRUN)
+    assert not hand.ledger.holds
+    hand.canary("gateway", UNRUN)
+    assert holds(hand) == [("canary", True, "a bug in the check")]
+    assert "canary" in hand.alerts
+    hand.canary("gateway")
+    assert not hand.ledger.holds
+
+
+def test_what_a_canary_could_not_say_while_we_were_late_is_not_held_against_it() -> None:
+    hand = Hand(service(), canaries=["gateway"])
+    for _ in range(4):
+        hand.wait(0.1)
+        hand.want("canary:gateway")
+        late(hand, 1.0, 0.5)
+        hand.canary("gateway", FAILING)
+    assert not hand.ledger.holds
 
 
 def test_a_canary_wanted_while_it_is_being_asked_is_asked_again() -> None:
@@ -214,12 +253,28 @@ def test_lateness_that_lasts_is_peoples_business_and_is_over_when_we_are_on_time
     hand.well("db")
     for _ in range(7):
         late(hand, 10.0, 5.0)
-    assert holds(hand) == [("doubt", True, "the loop has been waking late for 65 s")]
+    assert holds(hand) == [("doubt", True, "the loop has been waking late for 60 s")]
     late(hand, 50.0, 0.5)
     hand.wait(59.0)
     assert "doubt" in hand.ledger.holds
     hand.wait(2.0)
     assert holds(hand)[-1] == ("doubt", False, "on time again")
+
+
+def test_one_long_sleep_is_no_chronic_lateness_and_no_failing_span() -> None:
+    hand = Hand(service())
+    hand.well("db")
+    hand.check()
+    since = hand.evidence().failing_since
+    late(hand, 3600.0, 3599.0)
+    assert not hand.ledger.holds
+    assert hand.evidence().failing_since == since + 3599.0
+    hand.check()  # begun before
+    assert hand.state() is State.UNHEALTHY
+    hand.check()
+    hand.check()
+    assert hand.state() is State.UNHEALTHY  # three failures, and not 30 s of them
+    hand.fail()
 
 
 def test_a_doubt_that_a_person_released_is_not_raised_again_by_what_raised_it() -> None:
@@ -278,5 +333,78 @@ def test_what_was_held_is_looked_at_afresh_by_a_new_run() -> None:
     hand.feed(JournalChanged(at=hand.now, well=False))
     assert set(hand.ledger.holds) == {"storm", "journal"}
     hand.restart()
+    assert set(hand.ledger.holds) == {"storm"}  # the store is ours, the storm is the world's
+    assert hand.alerts == {"storm"}
+    hand.canary("gateway")
     assert hand.ledger.holds == {}
-    assert hand.alerts == set()
+
+
+def test_a_storm_outlives_a_restart_and_ends_when_those_who_failed_are_well() -> None:
+    hand = fleet()
+    for name in NAMES[:3]:
+        hand.check(name)
+    hand.restart(down_for=3600.0)
+    assert "storm" in hand.ledger.holds
+    hand.well("d")
+    assert "storm" in hand.ledger.holds
+    hand.recover("a")
+    hand.recover("b")
+    assert "storm" not in hand.ledger.holds
+
+
+def test_canaries_that_did_not_answer_before_a_restart_must_answer_after_it() -> None:
+    hand = Hand(service(), canaries=["gateway"])
+    hand.canary("gateway", FAILING)
+    hand.restart()
+    assert "canary" in hand.ledger.holds
+    hand.canary("gateway", UNRUN)
+    assert "canary" in hand.ledger.holds
+    hand.canary("gateway")
+    assert holds(hand)[-1] == ("canary", False, "a canary answers")
+
+
+def test_what_has_failed_for_long_makes_no_storm_of_a_restart() -> None:
+    hand = Hand(*(service(name, observe_only=True) for name in NAMES))
+    for name in NAMES[:3]:
+        hand.fail(name)
+        hand.wait(200.0)
+        hand.check("d", PASSING)
+    hand.restart()
+    for name in NAMES[:3]:
+        hand.check(name)
+    assert not hand.ledger.holds
+
+
+def test_disabling_and_enabling_changes_what_half_of_the_fleet_is() -> None:
+    hand = Hand(*(service(name) for name in "abcdefg"))
+    hand.well(*"abcdefg")
+    for name in "abc":
+        hand.check(name)
+    assert not hand.ledger.holds  # three of seven
+    hand.ask("disable", "g")
+    hand.recover("c")
+    hand.check("c")
+    assert holds(hand) == [("storm", True, "3 of 6 independent services are failing")]
+    hand.ask("enable", "g")
+    assert "storm" in hand.ledger.holds
+    hand.recover("a")
+    assert holds(hand)[-1] == ("storm", False, "2 of 7 independent services are failing")
+
+
+def test_a_new_fleet_in_which_it_is_calm_ends_a_storm() -> None:
+    hand = fleet()
+    for name in NAMES[:3]:
+        hand.check(name)
+    assert "storm" in hand.ledger.holds
+    hand.propose(*(service(f"s{number}") for number in range(12)), *(service(name) for name in NAMES))
+    assert holds(hand)[-1] == ("storm", False, "3 of 16 independent services are failing")
+
+
+def test_a_server_in_its_grace_takes_no_part_in_a_storm() -> None:
+    hand = Hand(*(service(name, has_workload=True, start_grace=60.0) for name in NAMES))
+    for name in NAMES[:2]:
+        hand.check(name)
+    for name in NAMES[:2]:
+        hand.check(name, instance=running(1, name=name, since=hand.now - 1.0))
+    hand.check("c")
+    assert not hand.ledger.holds

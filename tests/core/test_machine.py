@@ -205,7 +205,7 @@ def test_an_ended_action_settles_before_it_is_judged() -> None:
 
 def test_what_never_started_gives_its_attempt_back() -> None:
     acting = machine.begins(DOWN, 100.0, 0)
-    back = machine.given_back(acting, 100.5, began=100.0)
+    back = machine.given_back(acting, 100.5, first=True)
     assert (back.state, back.attempt, back.level, back.in_attempt, back.acting_since) == (
         State.FAILED,
         0,
@@ -219,10 +219,8 @@ def test_what_never_started_gives_its_attempt_back() -> None:
 def test_a_second_step_that_never_started_does_not_take_the_attempt_with_it() -> None:
     first = machine.begins(DOWN, 100.0, 0)
     second = machine.begins(machine.next_rung(first, 150.0), 160.0, 1)
-    back = machine.given_back(second, 160.5, began=160.0)
+    back = machine.given_back(second, 160.5, first=False)
     assert (back.attempt, back.level, back.in_attempt, back.acting_since) == (1, 1, True, 100.0)
-    stopped = attrs.evolve(first, acted_for=20.0)
-    assert machine.given_back(stopped, 100.5, began=100.0).in_attempt
 
 
 def test_the_next_rung_asks_anew() -> None:
@@ -302,3 +300,24 @@ def test_afresh_forgets_belief_but_not_how_often_it_was_confirmed() -> None:
 def test_a_demand_is_kept_with_who_made_it() -> None:
     by = Forced(actor="pat", reason="customers wait", request="r1", override=frozenset({"parents"}))
     assert machine.forced(DOWN, 9.0, by).forced is by
+
+
+def test_who_waits_longer_than_the_new_policy_would_have_it_waits_no_longer() -> None:
+    given = policy(RESTART, max_retries=1, slow_retry=600.0)
+    waits = attrs.evolve(DOWN, incident=1, attempt=1, not_before=inf)
+    assert machine.retries_changed(given, waits, 100.0, 0).not_before == 700.0
+    soon = attrs.evolve(waits, not_before=200.0)
+    assert machine.retries_changed(given, soon, 100.0, 0).not_before == 200.0
+    for other in (
+        attrs.evolve(waits, in_attempt=True),
+        attrs.evolve(waits, state=State.HEALTHY),
+        attrs.evolve(waits, incident=None),
+    ):
+        assert machine.retries_changed(given, other, 100.0, 0) is other
+
+
+def test_a_clock_that_runs_stands_still_while_the_host_sleeps() -> None:
+    acting = machine.begins(DOWN, 100.0, 0)
+    assert machine.slept_through(acting, 500.0, 300.0).acting_since == 400.0
+    assert machine.slept_through(acting, 500.0, 450.0).acting_since == 500.0
+    assert machine.slept_through(DOWN, 500.0, 300.0) is DOWN

@@ -150,3 +150,15 @@ def test_a_verdict_is_the_only_positional_word_of_a_result() -> None:
 def test_s5_a_word_is_no_verdict() -> None:
     with pytest.raises(ValueError, match="is not a valid Verdict"):
         Verdict("down")
+
+
+def test_a_budget_larger_than_what_is_remembered_would_never_hold() -> None:
+    assert Policy(name="db", budgets=(Budget(limit=256, per=60.0),)).budgets
+    with pytest.raises(ValueError, match="budgets: 257 is more than is counted; give a limit of at most 256"):
+        Policy(name="db", budgets=(Budget(limit=257, per=60.0),))
+
+
+def test_an_argument_without_a_stored_form_is_refused() -> None:
+    assert Step(action="hook", arguments=(("wait", 1.5),)).arguments
+    with pytest.raises(ValueError, match="wait: inf has no stored form; give a finite number"):
+        Step(action="hook", arguments=(("wait", inf),))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
+import attrs
 import pytest
 from tests.core.bench import (
     FAILING,
@@ -20,13 +21,14 @@ from tests.core.bench import (
     service,
 )
 
-from selfheal.core.messages import NOTHING, ActionFinished, JournalChanged, RunAction
+from selfheal.core.messages import NOTHING, ActionFinished, JournalChanged, RunAction, WokeLate
 from selfheal.core.model import (
     PASSING,
     Backoff,
     Cause,
     Dependency,
     Instance,
+    Priority,
     Purpose,
     Run,
     Settled,
@@ -81,7 +83,7 @@ def test_a_failure_confirmed_by_count_waits_for_a_canary_to_vouch() -> None:
     hand.check("db", PASSING)
     hand.canary("gateway")
     hand.canary("gateway")
-    assert hand.state() is State.DEGRADED  # unsteady, but nothing is left to believe
+    assert hand.state() is State.HEALTHY  # nothing is left to believe
     assert not hand.said(IncidentOpened)
 
 
@@ -465,6 +467,9 @@ def test_an_action_whose_manager_died_may_still_run_and_occupies_its_service_unt
     assert hand.feed(unsure) is NOTHING
     assert list(hand.ledger.occupied) == ["db"]
     hand.until(began + 60.0 + 30.0)
+    assert hand.settles == ["1/db/1/0", "1/db/1/0"]  # what it did may be seen by now
+    assert not hand.said(Ended)
+    hand.until(began + 60.0 + 30.0 + 30.0)
     (ended,) = hand.said(Ended)
     assert (ended.settled, ended.refunded) == (Settled.IN_DOUBT, False)
     assert "db in_doubt" in hand.alerts
@@ -487,6 +492,20 @@ def test_a_doubt_in_the_same_run_is_told_once_however_often() -> None:
     hand.finish(settled=Settled.IN_DOUBT, detail="the connection broke")
     opened = [one for one in hand.said(AlertChanged) if one.alert.rule == "in_doubt" and one.open]
     assert len(opened) == 1
+
+
+def test_an_orphan_that_has_ended_by_the_time_it_is_asked_again_is_in_no_doubt() -> None:
+    hand = stepped()
+    began = hand.now
+    hand.restart(down_for=5.0)
+    unsure = ActionFinished(at=hand.now + 0.2, intent="1/db/1/0", settled=Settled.IN_DOUBT)
+    assert hand.feed(unsure) is NOTHING
+    hand.until(began + 60.0 + 30.0)
+    hand.feed(attrs.evolve(unsure, at=hand.now + 0.2, settled=Settled.DONE))
+    assert [one.settled for one in hand.said(Ended)] == [Settled.DONE]
+    hand.wait(100.0)
+    hand.engine.repair.ask_again("1/db/1/0")
+    assert [one.settled for one in hand.said(Ended)] == [Settled.DONE]
 
 
 def test_an_orphan_that_was_settled_meanwhile_is_left_alone() -> None:
@@ -656,3 +675,169 @@ def test_jitter_spreads_equal_services() -> None:
         waits.add(round(hand.condition(name).not_before - hand.condition(name).since, 3))
     assert len(waits) == 10
     assert all(5.0 <= wait <= 10.0 for wait in waits)
+
+
+# -- what must not be a dead end, and what must not be told twice --------------------------------------------------
+
+
+def test_an_attempt_of_whose_remaining_steps_none_fits_any_more_is_over() -> None:
+    """Else it would be held for the cause inside of an attempt, whose first steps do fit."""
+    only_full = Step(action="clean", only_for=frozenset({Cause.FULL}))
+    hand = Hand(service(steps=(RESTART, only_full)))
+    hand.act(result=failing(Cause.FULL))
+    hand.finish()
+    hand.until_true(lambda: hand.state() is State.FAILED, result=failing(Cause.FULL))
+    assert (hand.condition().in_attempt, hand.condition().cursor) == (True, 1)
+    hand.check()  # the disk is not full any more, and it is still down
+    assert (hand.condition().in_attempt, hand.condition().cursor, hand.reason()) == (False, 0, "backoff")
+    hand.act()
+    assert [one.action for one in hand.said(Intended)] == ["restart", "restart"]
+
+
+def test_a_free_slot_is_filled_though_the_first_who_waited_does_not_need_it_any_more() -> None:
+    ranks = zip("abc", sorted(Priority, reverse=True), strict=True)
+    hand = Hand(
+        *(service(name, priority=priority) for name, priority in ranks), max_concurrent_recoveries=1, storm_floor=9
+    )
+    hand.act("a")
+    for name in "bc":
+        hand.reach("held:slot", name)
+    hand.ask("pause", "b")
+    hand.finish("a")
+    hand.recover("a")
+    assert list(hand.engine.desk.reserved) == ["c"]  # at once, and not when it is looked at next
+    assert hand.reason("b") == "held:paused"
+
+
+def test_the_check_before_a_step_is_not_lost_to_somebody_who_asks_for_a_parent() -> None:
+    hand = Hand(service())
+    hand.fail()
+    watch = hand.engine.desk.watches["db"]
+    watch.flight, watch.flight_at, watch.wanted = Purpose.PARENT, hand.now - 1.0, Purpose.BEFORE_STEP
+    hand.engine.desk.want("db", Purpose.PARENT)
+    assert watch.wanted is Purpose.BEFORE_STEP
+
+
+def test_the_budget_of_the_fleet_is_told_once_for_all_who_wait() -> None:
+    hand = Hand(*(service(name) for name in "abc"), budget_floor=1, storm_floor=9, max_concurrent_recoveries=9)
+    hand.act("a")
+    hand.finish("a")
+    hand.recover("a")
+    for name in "bc":
+        hand.reach("held:budget", name)
+    assert hand.alerts == {"budget", "b failed", "c failed"}
+    hand.act("b")
+    hand.finish("b")
+    hand.recover("b")
+    assert "budget" in hand.alerts  # c still waits, for the next window
+    hand.act("c")
+    hand.finish("c")
+    hand.recover("c")
+    hand.wait(600.0)
+    assert hand.alerts == set()
+    assert [one.open for one in hand.said(AlertChanged) if one.alert.rule == "budget"] == [True, False]
+
+
+def test_a_budget_that_is_told_of_is_looked_at_by_the_next_run() -> None:
+    hand = Hand(service("a"), service("b"), budget_floor=1)
+    hand.act("a")
+    hand.finish("a")
+    hand.recover("a")
+    hand.reach("held:budget", "b")
+    hand.recover("b")
+    hand.restart(down_for=3600.0)
+    assert hand.alerts == set()
+
+
+def test_the_clock_of_an_attempt_stands_still_while_the_host_sleeps() -> None:
+    hand = Hand(service(recovery_timeout=100.0))
+    hand.act()
+    hand.feed(WokeLate(at=hand.now + 500.0, late=499.0))
+    assert not hand.cancelled
+    hand.wait(98.0)
+    assert not hand.cancelled
+    hand.wait(2.0)
+    assert hand.cancelled == ["1/db/1/0"]
+
+
+def test_what_never_started_gives_its_attempt_back_over_a_restart_too() -> None:
+    hand = stepped()
+    hand.restart()
+    hand.feed(ActionFinished(at=hand.now + 0.2, intent="1/db/1/0", settled=Settled.NOT_STARTED))
+    assert (hand.condition().attempt, hand.condition().in_attempt) == (0, False)
+
+
+def test_the_time_to_approve_is_not_used_up_by_a_pause() -> None:
+    hand = Hand(service(steps=(FLUSH, RESTART)))
+    hand.reach("held:approval")
+    hand.ask("pause", "db", duration=3600.0)
+    hand.check()
+    assert hand.reason() == "held:paused"
+    hand.wait(3600.0)
+    hand.check()
+    assert hand.reason() == "held:approval"
+    hand.wait(800.0)
+    assert hand.ask("approve", "db").accepted
+
+
+def test_who_acknowledged_that_people_are_wanted_is_not_asked_again_a_moment_later() -> None:
+    hand = Hand(service(steps=(PEOPLE,)))
+    hand.reach("held:approval")
+    hand.ask("acknowledge", "db")
+    asked = hand.now
+    hand.until_true(lambda: hand.now > asked + 800.0)
+    assert hand.condition().asked is None
+    hand.until_true(lambda: hand.condition().asked is not None)
+    assert hand.now >= asked + 900.0
+
+
+def test_a_service_that_is_down_and_cannot_be_checked_says_so_and_pages() -> None:
+    hand = Hand(service())
+    hand.fail()
+    for _ in range(3):
+        hand.check("db", UNRUN)
+    assert (hand.reason(), hand.condition().detail) == ("held:doubt", "checks cannot run: a bug in the check")
+    assert {"db unobserved", "db unattended"} <= hand.alerts
+    hand.act()
+    assert hand.said(Intended)
+
+
+def test_what_a_person_forces_is_no_confirmed_failure() -> None:
+    hand = Hand(service(latency_objective=0.01, latency_strikes=1))
+    hand.check("db", PASSING, took=1.0)
+    assert (hand.state(), hand.condition().detail) == (State.DEGRADED, "1 s; the objective is 0.01 s")
+    hand.ask("recover", "db")
+    assert (hand.state(), hand.condition().confirmed) == (State.FAILED, ())
+
+
+def test_a_demand_that_was_held_for_long_has_run_out() -> None:
+    hand = Hand(service())
+    hand.fail()
+    hand.ask("pause", "db")
+    hand.ask("recover", "db")
+    hand.wait(899.0)
+    assert hand.condition().forced is not None
+    hand.restart(down_for=2.0)
+    hand.wait(0.0)
+    assert hand.condition().forced is None
+    hand.ask("resume", "db")
+    hand.act()
+    assert hand.said(Intended)[-1].actor == ""
+
+
+def test_a_demand_under_which_a_step_runs_lasts_as_long_as_the_step() -> None:
+    hand = Hand(service(steps=(Step(action="restart", timeout=3600.0),), recovery_timeout=7200.0))
+    hand.fail()
+    hand.ask("recover", "db")
+    hand.act()
+    hand.wait(1000.0)
+    assert hand.condition().forced is not None
+    hand.engine.repair.demand_over("nobody")
+
+
+def test_whose_clock_stands_is_not_moved_by_a_sleep() -> None:
+    hand = Hand(service())
+    hand.check()
+    before = hand.condition()
+    hand.feed(WokeLate(at=hand.now + 500.0, late=499.0))
+    assert hand.condition() == before

@@ -349,8 +349,13 @@ def test_other_canaries_begin_afresh_and_the_same_ones_do_not() -> None:
     hand.propose(service(), service("api"))
     assert "canary" in hand.ledger.holds
     hand.propose(service(), service("api"), canaries=(Canary(name="resolver"),))
-    assert "canary" not in hand.ledger.holds
+    assert "canary" in hand.ledger.holds  # the new ones have not answered yet
     assert "canary:gateway" not in hand.engine.desk.watches
+    hand.canary("resolver")
+    assert "canary" not in hand.ledger.holds
+    hand.canary("resolver", FAILING)
+    hand.propose(service(), service("api"), canaries=())
+    assert "canary" not in hand.ledger.holds
 
 
 def test_who_is_suspect_stays_so_in_a_new_fleet() -> None:
@@ -473,3 +478,82 @@ def test_a_settled_action_of_a_former_run_lets_its_service_be_checked() -> None:
     assert hand.state() is State.HEALTHY
     assert hand.check("db", PASSING) is not None
     assert not hand.said(Answered)
+
+
+# -- what a new fleet must not undo, and what it must --------------------------------------------------------------
+
+
+def test_off_is_off_for_a_service_that_was_removed_and_brought_back() -> None:
+    hand = Hand(service(), service("api"), service("web"))
+    hand.ask("disable", "db")
+    hand.propose(service("api"), service("web"))
+    hand.restart()
+    hand.propose(service(), service("api"), service("web"))
+    assert (hand.state(), hand.condition().enabled) == (State.DISABLED, False)
+    assert "db" not in hand.ledger.off
+    hand.ask("enable", "db")
+    hand.propose(service("api"), service("web"))
+    hand.propose(service(), service("api"), service("web"))
+    assert hand.condition().enabled
+
+
+def test_what_is_to_be_looked_at_more_often_is_not_left_to_the_old_time() -> None:
+    hand = Hand(service(interval=3600.0), service("api", interval=3600.0))
+    hand.well("db", "api")
+    hand.wait(60.0)
+    hand.propose(service(interval=10.0), service("api", interval=3600.0))
+    assert hand.engine.due("db") <= hand.now + 10.0
+    assert hand.engine.due("api") > hand.now + 1000.0
+
+
+def test_nobody_waits_for_ever_because_there_was_no_slow_retry_before() -> None:
+    hand = Hand(service(max_retries=1, slow_retry=None))
+    hand.act()
+    hand.finish()
+    hand.reach("escalated")
+    assert hand.condition().not_before == inf
+    hand.propose(service(max_retries=1, slow_retry=600.0))
+    assert hand.condition().not_before == hand.now + 600.0
+    hand.restart(fleet=Fleet(policies=(service(max_retries=3, slow_retry=600.0),)))
+    assert hand.condition().not_before <= hand.now + 10.0
+    hand.act()
+
+
+def test_a_service_that_is_kept_unwatched_and_down_pages() -> None:
+    hand = Hand(service(), service("api"), service("web"))
+    hand.fail()
+    hand.restart(fleet=Fleet(policies=(service("x"),)))
+    assert (hand.reason(), hand.condition().detail) == (
+        "held:observe",
+        "it is gone from the configuration: kept, not watched",
+    )
+    assert "db unattended" in hand.alerts
+    assert dict(hand.engine.explain("db"))["observe"] is not None
+
+
+def test_the_answer_to_a_new_fleet_comes_after_its_effects() -> None:
+    hand = Hand(service())
+    hand.propose(service(), service("api"))
+    kinds = [type(record) for record in hand.records]
+    assert kinds.index(Answered) > kinds.index(FleetSet, 1)
+
+
+def test_what_ran_before_a_start_runs_out_after_it() -> None:
+    hand = Hand(service("a"), service("b"), budget_floor=1)
+    hand.act("a")
+    hand.finish("a")
+    hand.recover("a")
+    hand.reach("held:budget", "b")
+    hand.ask("pause", "b")
+    hand.ask("recover", "b")
+    until = hand.now + 900.0
+    hand.restart(down_for=400.0)
+    assert hand.condition("b").forced is not None
+    hand.recover("b")
+    hand.wait(10.0)
+    assert "budget" not in hand.alerts
+    hand.fail("b")
+    hand.ask("recover", "b")
+    hand.restart(down_for=1.0)
+    hand.until(until + 1800.0)
+    assert hand.condition("b").forced is None

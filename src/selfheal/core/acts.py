@@ -20,6 +20,9 @@ from selfheal.core.records import Answered
 from selfheal.core.repair import Repair
 from selfheal.core.roster import Roster
 
+DEMAND_LASTS: Final = 900.0
+"""Seconds in which a forced recovery must find its way; after that it is asked for again by whoever still wants it."""
+
 
 @attrs.frozen(kw_only=True)
 class Rooms:
@@ -110,7 +113,9 @@ def _recover(rooms: Rooms, event: Requested) -> str:
         raise Refused("refused", f"{name} is healthy: there is nothing to recover")
     if not policy.steps:
         raise Refused("refused", f"{name} has no recovery_actions")
-    by = Forced(actor=event.actor, reason=event.reason, request=event.id, override=event.override)
+    until = rooms.desk.now + DEMAND_LASTS
+    by = Forced(actor=event.actor, reason=event.reason, request=event.id, override=event.override, until=until)
+    rooms.desk.agenda.set(("forced", name), until)
     rooms.desk.move(
         name, machine.forced(condition, rooms.desk.now, by), f"recovery forced: {event.reason}", event.actor
     )
@@ -197,7 +202,7 @@ def _approve(rooms: Rooms, event: Requested) -> str:
     action = rooms.desk.ledger.policies[name].steps[index].action
     if action == MANUAL:
         raise Refused("refused", f"{action} is done by people: acknowledge it when it is")
-    after = attrs.evolve(condition, approved=index, asked_at=None)
+    after = attrs.evolve(condition, approved=index, asked=None, asked_at=None)
     rooms.desk.move(name, after, f"{action} approved: {event.reason}", event.actor)
     rooms.desk.ready(name)
     return f"{action} may run"
@@ -215,7 +220,7 @@ def _acknowledge(rooms: Rooms, event: Requested) -> str:
     rooms.desk.say_all(iter(known))
     condition, policy = rooms.desk.ledger.conditions[name], rooms.desk.ledger.policies[name]
     index = machine.next_step(policy, condition, rooms.desk.evidence_of(name))
-    asked = condition.asked_at is not None and name not in rooms.desk.ledger.unwatched
+    asked = index is not None and condition.asked == index and name not in rooms.desk.ledger.unwatched
     if asked and index is not None and policy.steps[index].action == MANUAL:
         rooms.repair.pass_over(name, f"acknowledged: {event.reason}", event.actor)
         return f"{MANUAL} is acknowledged"
@@ -245,11 +250,11 @@ def _asking(rooms: Rooms, event: Requested) -> tuple[str, int]:
     condition, policy = rooms.desk.ledger.conditions[name], rooms.desk.ledger.policies[name]
     index = machine.next_step(policy, condition, rooms.desk.evidence_of(name))
     watched = name not in rooms.desk.ledger.unwatched
-    if not watched or condition.state is not State.FAILED or condition.asked_at is None or index is None:
+    if not watched or condition.state is not State.FAILED or condition.asked is None or index is None:
         raise Refused("not_found", f"no step of {name} waits for a person")
-    step = policy.steps[index].action
-    if condition.reason == "held:approval" and condition.detail != step:
-        raise Refused("conflict", f"{condition.detail} was asked for, and {step} is next by now; look again")
+    if condition.asked != index:
+        was, step = policy.steps[condition.asked].action, policy.steps[index].action
+        raise Refused("conflict", f"{was} was asked for, and {step} is next by now; look again")
     return name, index
 
 

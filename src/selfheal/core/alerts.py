@@ -14,7 +14,16 @@ from typing import Final
 import attrs
 
 from selfheal.core.ledger import Ledger, alert_key
-from selfheal.core.model import INSPECTION_FAILED, Alert, Condition, Severity, State
+from selfheal.core.model import (
+    CANNOT_RUN,
+    INSPECTION_FAILED,
+    PARENT_OFF,
+    SERVICE_BUDGET,
+    Alert,
+    Condition,
+    Severity,
+    State,
+)
 from selfheal.core.records import AlertChanged, Record
 
 DOWN: Final = frozenset({State.FAILED, State.RECOVERING})
@@ -36,22 +45,37 @@ FLEET_RULES: Final[Mapping[str, Severity]] = {
     "storm": Severity.CRITICAL,
     "canary": Severity.CRITICAL,
     "doubt": Severity.HIGH,
+    "budget": Severity.CRITICAL,
     "fleet": Severity.HIGH,
 }
-"""Every rule about the fleet; each is the hold of the same name."""
+"""Every rule about the fleet; each but `budget` is the hold of the same name."""
 
 STICKY: Final = ("unattended", "flapping", "in_doubt")
 """Rules that stay open until the service is well, disabled or gone."""
 
-UNATTENDED: Final = frozenset({"escalated", "held:budget", "held:cause", "held:approval", "held:observe"})
-"""Reasons for which a service is down and nobody acts; holds of the fleet have alerts of their own.
+UNATTENDED: Final[Mapping[str, str]] = {
+    "escalated": "",
+    "held:cause": "",
+    "held:approval": "",
+    "held:observe": "",
+    "held:budget": SERVICE_BUDGET,
+    "held:workload": INSPECTION_FAILED,
+    "held:doubt": CANNOT_RUN,
+    "waiting-for": PARENT_OFF,
+}
+"""Reasons for which a service is down and nobody acts, each with how its detail must begin.
 
-`held:workload` is one only when the inspection failed: a person who stopped it knows, and a new instance is being
-looked at.
+Holds of the fleet, its budget among them, have alerts of their own. A cooldown is a backoff by another name. A person
+who stopped a workload knows; a new instance is being looked at; a parent that is down is told itself, one that is
+disabled is not.
 """
 
-UNOBSERVED_AFTER: Final = 3
-"""Checks in a row that could not run before people hear of it."""
+
+def unattended(condition: Condition) -> bool:
+    """Whether a service that is down waits for what only people can do."""
+    kind = "waiting-for" if condition.reason.startswith("waiting-for:") else condition.reason
+    begins = UNATTENDED.get(kind)
+    return begins is not None and condition.detail.startswith(begins)
 
 
 def wanted(condition: Condition) -> dict[str, str]:
@@ -62,7 +86,7 @@ def wanted(condition: Condition) -> dict[str, str]:
         rules = {"failed": f"confirmed down{cause}"}
         if c.state is State.RECOVERING:
             rules["recovering"] = f"attempt {c.attempt}, step {c.cursor + 1}"
-        elif c.reason in UNATTENDED or (c.reason == "held:workload" and c.detail.startswith(INSPECTION_FAILED)):
+        elif unattended(c):
             # The number of attempts grows with every slow retry; people were told once that all are used.
             detail = f", {c.detail}" if c.detail and c.reason != "escalated" else ""
             rules["unattended"] = f"down{cause} and nobody acts: {c.reason}{detail}"
@@ -123,8 +147,15 @@ def _opened(
     elif (open_alert.incident, open_alert.folded) != (condition.incident, folded) or (
         rule in STICKY and open_alert.text != text
     ):
-        alert = attrs.evolve(open_alert, incident=condition.incident, folded=folded, text=text)
+        # Who knows of one matter does not know of the next.
+        by = open_alert.acknowledged_by if rule not in STICKY or _matter(open_alert.text) == _matter(text) else ""
+        alert = attrs.evolve(open_alert, incident=condition.incident, folded=folded, text=text, acknowledged_by=by)
         yield AlertChanged(at=now, service=name, alert=alert, open=True, because="changed")
+
+
+def _matter(text: str) -> str:
+    """What a sticky alert asks of people: the reason, without what else is told with it."""
+    return text.partition("nobody acts: ")[2].partition(",")[0]
 
 
 def new(

@@ -39,7 +39,6 @@ class Watch:
     """What the engine keeps of one watched thing in this run: evidence, its place on the grid, what is in flight."""
 
     __slots__ = (
-        "beat",
         "evidence",
         "flight",
         "flight_at",
@@ -69,7 +68,6 @@ class Watch:
         self.key = ("check", name)
         self.wake = f"service:{name}"
         self.evidence = Evidence()
-        self.beat = -1
         self.flight: Purpose | None = None
         self.flight_at = -inf
         self.wanted: Purpose | None = None
@@ -144,6 +142,15 @@ class Desk:
         for name in names:
             self.ready(name)
 
+    def fills_slots(self) -> bool:
+        """Wake more of those who wait while a slot is free: who was woken first may not have needed it.
+
+        Returns whether somebody is awake.
+        """
+        if guards.SLOT in self.waiting:
+            self.wake(guards.SLOT)
+        return bool(self.awake)
+
     def ready(self, name: str) -> None:
         """Let a service walk the guards before this event is over."""
         watch = self.watches.get(name)
@@ -156,14 +163,17 @@ class Desk:
         if (name in self.ledger.holds) is on:
             return
         self.say(HoldChanged(at=self.now, hold=name, on=on, evidence=evidence, actor=actor))
-        if on:
-            severity = alerts.FLEET_RULES[name]
-            self.say(alerts.new(self.ledger, "", name, severity, evidence, self.now))
-        else:
-            alert = self.ledger.alerts.get(alert_key("", name))
-            if alert is not None:
-                self.say(alerts.resolved(alert, self.now, evidence, actor))
+        self.alarm(name, on, evidence, actor)
+        if not on:
             self.wake(f"hold:{name}")
+
+    def alarm(self, rule: str, on: bool, text: str, actor: str = "") -> None:
+        """Open or resolve the one alert of the fleet under `rule`."""
+        alert = self.ledger.alerts.get(alert_key("", rule))
+        if on and alert is None:
+            self.say(alerts.new(self.ledger, "", rule, alerts.FLEET_RULES[rule], text, self.now))
+        elif not on and alert is not None:
+            self.say(alerts.resolved(alert, self.now, text, actor))
 
     def want(self, name: str, purpose: Purpose) -> None:
         """Have a service checked now; while a check is in flight, right after it."""
@@ -172,7 +182,8 @@ class Desk:
             return
         if watch.flight is not None:
             if purpose is not Purpose.ROUTINE and (watch.flight_at < self.now or watch.flight is not purpose):
-                watch.wanted = purpose
+                # The check before a step is as fresh as any other, and has a slot reserved for it.
+                watch.wanted = purpose if watch.wanted is not Purpose.BEFORE_STEP else watch.wanted
             return
         self.agenda.cancel(watch.key)
         self.begin(watch, self.ledger.conditions.get(name), purpose)
@@ -224,13 +235,10 @@ class Desk:
             return
         now, interval, phase, jitter = self.now, watch.interval, watch.phase, watch.jitter
         beat = floor((now - phase) / interval) + 1
-        if beat <= watch.beat:
-            beat = watch.beat + 1
         due = phase + beat * interval + (mix(watch.seed, beat) * 2.0 - 1.0) * jitter * interval
-        if due <= now:
+        if due <= now:  # it was displaced to before its place, and has been
             beat += 1
             due = phase + beat * interval + (mix(watch.seed, beat) * 2.0 - 1.0) * jitter * interval
-        watch.beat = beat
         self.agenda.set(watch.key, due)
 
     def tell(self) -> None:

@@ -43,14 +43,16 @@ def judge(
         _meet(policy, e, Instance(id=result.instance, run=Run.RUNNING))
     if verdict is not _PASSING and verdict is Verdict.INCONCLUSIVE:
         e.inconclusive += 1
+        e.blind = 0 if result.cause is Cause.STARTING else e.blind + 1
         e.summary = result.summary
         return verdict
-    e.inconclusive = 0
+    e.inconclusive = e.blind = 0
     e.last_started = started
-    e.last_verdict = verdict
     e.latency = ended - started
     if verdict is not _PASSING and (verdict is Verdict.FAILING or policy.warning_fails):
+        e.last_verdict = Verdict.FAILING
         return _failed(policy, e, result, started)
+    e.last_verdict = verdict
     if not e.passes:
         e.passing_since = started
     e.passes += 1
@@ -63,8 +65,8 @@ def judge(
     e.history = e.history << 1 & _HISTORY
     if e.score:
         e.score -= PASS_WEIGHT
-        if not e.score:
-            e.suspect_since = inf
+    if e.suspect_since < inf and not e.score and not _recent(policy, e):
+        e.suspect_since, e.streaks = inf, 0
     if policy.latency_objective is not None:
         e.slow = e.slow + 1 if e.latency > policy.latency_objective else 0
     return verdict
@@ -73,13 +75,14 @@ def judge(
 def _meet(policy: Policy, e: Evidence, instance: Instance) -> None:
     """A new incarnation has failed nothing yet (kubelet's lesson): what was counted was another's."""
     known = e.instance
-    if known is not None and known.id != instance.id and Run.UNKNOWN not in (known.run, instance.run):
+    if known is not None and known.id not in ("", instance.id) and instance.run is not Run.UNKNOWN:
         if e.failures:
             e.unconfirmed = True
         e.failures, e.failing_since, e.history = 0, inf, 0
         e.ended = e.definite = e.ever_passed = False
         e.starting_since = inf
-    if instance.run is Run.UNKNOWN and known is not None and known.run is not Run.UNKNOWN:
+    if instance.run is Run.UNKNOWN and known is not None:
+        # Nobody could tell who runs: who ran last is remembered, so that somebody new is seen as new.
         instance = Instance(id=known.id, run=Run.UNKNOWN, since=known.since, count=known.count, detail=instance.detail)
     e.instance = instance
 
@@ -91,6 +94,7 @@ def _failed(policy: Policy, e: Evidence, result: CheckResult, started: float) ->
         return Verdict.INCONCLUSIVE
     if not e.failures:
         e.failing_since = started
+        e.streaks += 1
     if e.suspect_since == inf:
         e.suspect_since = started
     e.failures += 1
@@ -108,7 +112,17 @@ def _excused(policy: Policy, e: Evidence, result: CheckResult, started: float) -
         return started - e.starting_since < policy.starting_limit
     e.starting_since = inf
     since = e.instance.since if e.instance is not None else None
-    return since is not None and not e.ever_passed and abs(started - since) < policy.start_grace
+    if since is None or e.ever_passed or abs(started - since) >= policy.start_grace:
+        return False
+    # Who runs is asked from the second failing check on: what was counted before was this grace, or another's.
+    e.failures, e.failing_since, e.history, e.definite = 0, inf, 0, False
+    e.score, e.suspect_since, e.streaks = 0, inf, 0
+    return True
+
+
+def _recent(policy: Policy, e: Evidence) -> int:
+    """How many of the last checks failed, as far as `window` looks back."""
+    return (e.history & ((1 << policy.window.checks) - 1)).bit_count() if policy.window is not None else 0
 
 
 def confirmed(policy: Policy, evidence: Evidence, now: float) -> bool:
@@ -126,14 +140,15 @@ def confirmed(policy: Policy, evidence: Evidence, now: float) -> bool:
         return True
     if policy.window is None:
         return False
-    recent = e.history & ((1 << policy.window.checks) - 1)
-    return recent.bit_count() >= policy.window.failures and now - e.suspect_since >= span
+    return _recent(policy, e) >= policy.window.failures and now - e.suspect_since >= span
 
 
 def degraded(policy: Policy, condition: Condition, evidence: Evidence, now: float) -> str:
     """Return why a passing service serves badly (`warning`, `slow`, `unsteady`), or an empty text.
 
-    A service found unsteady stays so until its score is back at 0: the one threshold in, the other out.
+    Unsteady is what fails again and again: one failure that lasted a while and ended, however high it drove the
+    score, is an outage that is over. A service found unsteady stays so until its score is back at 0: the one threshold
+    in, the other out.
     """
     e = evidence
     if e.last_verdict is Verdict.WARNING:
@@ -145,7 +160,7 @@ def degraded(policy: Policy, condition: Condition, evidence: Evidence, now: floa
     if condition.state is State.DEGRADED and condition.reason == "unsteady":
         return "unsteady"
     risen = e.score >= policy.suspicion_threshold and now - e.suspect_since >= policy.suspicion_span
-    return "unsteady" if risen else ""
+    return "unsteady" if risen and e.streaks > 1 else ""
 
 
 def flapping(policy: Policy, condition: Condition, now: float) -> Hold | None:

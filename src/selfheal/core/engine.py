@@ -49,6 +49,8 @@ from selfheal.core.messages import (
     WokeLate,
 )
 from selfheal.core.model import (
+    CANNOT_RUN,
+    UNOBSERVED_AFTER,
     Condition,
     Evidence,
     Hold,
@@ -174,6 +176,8 @@ class Engine:
             # What was due before we should have woken happened in its time; the rest is overdue, and happens now.
             self._fire(at - event.late - JUST_BEFORE)
             self.desk.agenda.postpone(at)
+            self.desk.now = at
+            self.repair.slept_through(event.late)
         else:
             self._fire(at)
         self.desk.now = at
@@ -201,7 +205,7 @@ class Engine:
 
     def _settle(self) -> None:
         """Let the woken walk the guards, most important first, until nobody is awake."""
-        while self.desk.awake:
+        while self.desk.awake or self.desk.fills_slots():
             self.repair.attempt(self.desk.next_awake())
         if self.desk.touched:
             self.desk.tell()
@@ -226,7 +230,13 @@ class Engine:
             elif what == "expire":
                 self.roster.lift(name, "", "it has run out")
             elif what == "settle":
+                self.repair.ask_again(name)
+            elif what == "orphan":
                 self.repair.orphan(name)
+            elif what == "forced":
+                self.repair.demand_over(name)
+            elif what == "budget":
+                self.repair.budget_opens()
             else:  # doubt
                 desk.hold("doubt", False, "on time again")
             if (desk.awake or desk.touched) and agenda.deadline > due:
@@ -281,12 +291,17 @@ class Engine:
                 desk.wake(watch.wake)
             desk.schedule(watch, None)
             return
-        self._conclude(watch, condition, verdict, purpose, ran=ran)
+        excused = verdict is _INCONCLUSIVE and result.verdict is not _INCONCLUSIVE
+        self._conclude(watch, condition, verdict, purpose, ran=ran, excused=excused)
         self._after_check(watch, wanted)
 
-    def _conclude(self, watch: Watch, condition: Condition, verdict: Verdict, purpose: Purpose, *, ran: bool) -> None:
+    def _conclude(
+        self, watch: Watch, condition: Condition, verdict: Verdict, purpose: Purpose, *, ran: bool, excused: bool
+    ) -> None:
         name = watch.name
         if verdict is Verdict.INCONCLUSIVE:
+            if excused and not watch.evidence.failures and name in self.lookout.storm:
+                self.lookout.unsuspect(name)
             self._inconclusive(watch, condition, purpose, ran=ran)
             return
         self._observed(name)
@@ -312,7 +327,7 @@ class Engine:
             return
         assert watch.policy is not None
         hurried = detector.quick(watch.policy, condition, e) or (
-            e.inconclusive > 0 and (e.inconclusive < alerts.UNOBSERVED_AFTER or watch.wake in self.desk.waiting)
+            e.inconclusive > 0 and (e.inconclusive < UNOBSERVED_AFTER or watch.wake in self.desk.waiting)
         )
         quick = watch.policy.recheck if hurried else None
         if self.desk.agenda.due(watch.key) == inf:
@@ -327,14 +342,18 @@ class Engine:
         if purpose is Purpose.BEFORE_STEP:
             self.desk.wake(guards.SLOT)
         if ran:
+            e.blind = 0
             self._observed(name)
         if e.last_verdict is Verdict.FAILING and e.starting_since < inf and condition.state in WELL:
             self.desk.move(
                 name, machine.moved(condition, self.desk.now, state=State.UNHEALTHY, detail=e.summary), "it is starting"
             )
         key = alert_key(name, "unobserved")
-        if not ran and e.inconclusive >= alerts.UNOBSERVED_AFTER and key not in self.desk.ledger.alerts:
-            text = f"checks cannot run: {e.summary}" if e.summary else "checks cannot run"
+        if e.blind < UNOBSERVED_AFTER:
+            return
+        self.repair.attempt(name)  # what is not observed is not healed, and `explain` says so
+        if key not in self.desk.ledger.alerts:
+            text = f"{CANNOT_RUN}: {e.summary}" if e.summary else CANNOT_RUN
             severity = alerts.SERVICE_RULES["unobserved"]
             self.desk.say(
                 alerts.new(
@@ -388,6 +407,8 @@ class Engine:
         if condition.state is state and condition.reason == reason:
             return
         detail = e.summary if reason == "warning" else ""
+        if reason == "slow":
+            detail = f"{e.latency:.3g} s; the objective is {policy.latency_objective:g} s"
         changes: dict[str, Any] = {"correlation": "", "cause": None} if condition.incident is None else {}
         if condition.well_since == inf:
             changes["well_since"] = self.desk.now

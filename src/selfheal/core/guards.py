@@ -17,19 +17,27 @@ from typing import Final, TypeAlias
 
 import attrs
 
-from selfheal.core.backoff import all_open
+from selfheal.core.backoff import all_open, opens
 from selfheal.core.detector import confirmed, flapping
 from selfheal.core.ledger import WELL, Ledger, hard
 from selfheal.core.machine import next_step
 from selfheal.core.model import (
+    CANNOT_RUN,
+    COOLDOWN,
+    FLEET_BUDGET,
     INSPECTION_FAILED,
     MANUAL,
+    PARENT_OFF,
+    SERVICE_BUDGET,
+    UNOBSERVED_AFTER,
+    UNWATCHED,
     Binds,
     Budget,
     Condition,
     Dependency,
     Effect,
     Evidence,
+    Fleet,
     Hold,
     Policy,
     Run,
@@ -114,11 +122,12 @@ def journal(sight: Sight) -> Hold | None:
 
 
 def _suppressed(sight: Sight, binds: Binds) -> Hold | None:
-    for suppression in sight.ledger.suppressions.values():
-        if suppression.binds is binds and suppression.covers(sight.name):
-            detail = f"{suppression.id} by {suppression.actor}: {suppression.reason}"
-            return Hold(reason=f"held:{binds.value}", detail=detail, wake=(OPERATOR,))
-    return None
+    found = [s for s in sight.ledger.suppressions.values() if s.binds is binds and s.covers(sight.name)]
+    if not found:
+        return None
+    longest = max(found, key=lambda suppression: suppression.until)
+    detail = f"{longest.id} by {longest.actor}: {longest.reason}"
+    return Hold(reason=f"held:{binds.value}", detail=detail, until=longest.until, wake=(OPERATOR,))
 
 
 def paused(sight: Sight) -> Hold | None:
@@ -132,7 +141,9 @@ def maintenance(sight: Sight) -> Hold | None:
 
 
 def observe(sight: Sight) -> Hold | None:
-    """It is only watched: by policy, by a person, or because it has no ladder."""
+    """It is only watched: by policy, by a person, or because it has no ladder; or it is not watched any more."""
+    if sight.name in sight.ledger.unwatched:
+        return Hold(reason="held:observe", detail=UNWATCHED, wake=(OPERATOR,))
     if sight.policy.observe_only or not sight.policy.steps:
         detail = "observe_only is set" if sight.policy.observe_only else "it has no recovery_actions"
         return Hold(reason="held:observe", detail=detail, wake=(OPERATOR,))
@@ -140,10 +151,12 @@ def observe(sight: Sight) -> Hold | None:
 
 
 def doubt(sight: Sight) -> Hold | None:
-    """We have been late for long: what we see may be our own trouble."""
-    if "doubt" not in sight.ledger.holds:
+    """We have been late for long, or its checks cannot run: what we see, or do not see, may be our own trouble."""
+    if "doubt" in sight.ledger.holds:
+        return Hold(reason="held:doubt", detail=sight.ledger.holds["doubt"], wake=("hold:doubt",))
+    if sight.evidence.blind < UNOBSERVED_AFTER:
         return None
-    return Hold(reason="held:doubt", detail=sight.ledger.holds["doubt"], wake=("hold:doubt",))
+    return Hold(reason="held:doubt", detail=f"{CANNOT_RUN}: {sight.evidence.summary}", wake=(f"service:{sight.name}",))
 
 
 def canary(sight: Sight) -> Hold | None:
@@ -228,7 +241,7 @@ def budget(sight: Sight) -> Hold | None:
     """The service has had its disruptive actions for this window."""
     if sight.step is None or sight.step.effect is Effect.GENTLE:
         return None
-    return _within(sight, "service", _spent(sight), sight.policy.budgets)
+    return _within(sight, SERVICE_BUDGET, _spent(sight), sight.policy.budgets)
 
 
 def cooldown(sight: Sight) -> Hold | None:
@@ -237,16 +250,26 @@ def cooldown(sight: Sight) -> Hold | None:
     if step is None or step.cooldown is None:
         return None
     spent = _spent(sight, step.action)
-    return _within(sight, f"cooldown of {step.action}", spent, (Budget(limit=1, per=step.cooldown),))
+    return _within(sight, f"{COOLDOWN} of {step.action}", spent, (Budget(limit=1, per=step.cooldown),))
 
 
 def fleet_budget(sight: Sight) -> Hold | None:
     """The fleet has had its disruptive actions for this window."""
     if sight.step is None or sight.step.effect is Effect.GENTLE:
         return None
-    limits = sight.ledger.fleet.limits
-    limit = max(limits.budget_floor, int(limits.budget_share * len(sight.ledger.fleet.policies)))
-    return _within(sight, "fleet", sight.ledger.fleet_spent, (Budget(limit=limit, per=limits.budget_per),))
+    return _within(sight, FLEET_BUDGET, sight.ledger.fleet_spent, (budget_of(sight.ledger.fleet),))
+
+
+def budget_of(fleet: Fleet) -> Budget:
+    """Return the budget of the whole fleet: a share of its services, and no less than a floor."""
+    limits = fleet.limits
+    limit = max(limits.budget_floor, int(limits.budget_share * len(fleet.policies)))
+    return Budget(limit=limit, per=limits.budget_per)
+
+
+def fleet_opens(ledger: Ledger) -> float:
+    """Return when the budget of the whole fleet lets one more action happen."""
+    return opens(ledger.fleet_spent, budget_of(ledger.fleet))
 
 
 def parents(sight: Sight) -> Hold | None:
@@ -266,13 +289,17 @@ def parents(sight: Sight) -> Hold | None:
 def _parent(sight: Sight, dependency: Dependency, since: float) -> Hold | None:
     """One dependency: any of its members that is well, freshly looked at, will do."""
     stale: list[str] = []
+    off: list[str] = []
     for name in dependency.services:
         condition = sight.ledger.conditions.get(name)
+        if name in sight.ledger.occupied:
+            continue  # whoever is not watched may still be in the hands of an action that was let finish
         if condition is None or condition.state is State.DISABLED or name in sight.ledger.unwatched:
             if dependency.when_disabled is WhenDisabled.PROCEED:
                 return None
+            off.append(name)
             continue
-        if condition.state not in WELL or name in sight.ledger.occupied:
+        if condition.state not in WELL:
             continue
         evidence = sight.evidence_of(name)
         if evidence.last_pass >= since and not evidence.failures:
@@ -280,6 +307,8 @@ def _parent(sight: Sight, dependency: Dependency, since: float) -> Hold | None:
         stale.append(name)
     first = stale[0] if stale else dependency.services[0]
     detail = "looks well; a fresh check of it is awaited" if stale else "not well"
+    if len(off) == len(dependency.services):
+        detail = PARENT_OFF
     wake = tuple(f"service:{name}" for name in dependency.services)
     return Hold(reason=f"waiting-for:{first}", detail=detail, wake=wake, ask=tuple(stale))
 
@@ -289,7 +318,9 @@ def approval(sight: Sight) -> Hold | None:
     step, c = sight.step, sight.condition
     if step is None or not (step.asks or step.action == MANUAL) or c.approved == sight.index:
         return None
-    asked = c.asked_at if c.asked_at is not None else sight.now
+    # What else held it meanwhile took nothing of the time to answer: the question is put anew.
+    put = c.asked_at is not None and c.asked == sight.index and c.reason == "held:approval"
+    asked = c.asked_at if put and c.asked_at is not None else sight.now
     until = inf if step.action == MANUAL else asked + sight.policy.approval_timeout
     return Hold(reason="held:approval", detail=step.action, until=until, wake=(OPERATOR,))
 

@@ -7,10 +7,14 @@ release it too. The three watches here only observe and say what they see; the e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import inf
+from typing import Final
 
 from selfheal.core.model import Limits, Verdict
+
+DUMB_AFTER: Final = 3
+"""Checks of a canary in a row that could not run before it counts as one that does not answer."""
 
 
 class StormWatch:
@@ -72,8 +76,20 @@ class StormWatch:
                 self._lone += 1
                 self._recent_lone += child in self._recent
 
+    def pardon(self) -> None:
+        """A hold is released: who raised it does not raise it again; who begins to fail from now on may."""
+        self._recent.clear()
+        self._recent_lone = 0
+
+    def resize(self, by: int) -> None:
+        """A service is watched now (1), or is not any more (-1)."""
+        self._total += by
+
     def __contains__(self, name: str) -> bool:
         return name in self._suspects
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._suspects)
 
     def since(self, name: str) -> float:
         """Return when a service became suspect; infinity when it is not."""
@@ -104,42 +120,51 @@ class StormWatch:
 
 
 class CanaryWatch:
-    """What the canaries say: while none of them answers, nothing is concluded."""
+    """What the canaries say: while none of them answers, nothing is concluded.
 
-    __slots__ = ("_failing", "last_pass", "names", "well_since")
+    A canary that cannot be asked answers as little as one that fails: else its own misconfiguration would silence
+    everything, and nobody would hear of it. One that a person excused is believed in again when it passes.
+    """
+
+    __slots__ = ("_dumb", "_failing", "excused", "last_pass", "names", "well_since")
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
         self._failing: dict[str, bool] = {}
+        self._dumb: dict[str, int] = {}
+        self.excused = False
         self.last_pass = -inf
         self.well_since = -inf
 
     def reset(self, names: Iterable[str]) -> None:
         """Begin afresh with these canaries."""
         self.names = tuple(names)
-        self._failing = {}
+        self._failing, self._dumb, self.excused = {}, {}, False
         self.last_pass = self.well_since = -inf
 
     def heard(self, name: str, verdict: Verdict, started: float) -> None:
-        """Take in one result of a canary; an inconclusive one says nothing."""
-        if verdict is Verdict.INCONCLUSIVE:
+        """Take in one result of a canary; that it could not be asked says nothing before it has happened so often."""
+        dumb = self._dumb[name] = self._dumb.get(name, 0) + 1 if verdict is Verdict.INCONCLUSIVE else 0
+        if 0 < dumb < DUMB_AFTER:
             return
         was_down = self.down
-        failing = verdict is Verdict.FAILING
+        failing = dumb > 0 or verdict is Verdict.FAILING
         self._failing[name] = failing
         if not failing:
+            self.excused = False
             self.last_pass = max(self.last_pass, started)
             if was_down:
                 self.well_since = started
 
     @property
     def down(self) -> bool:
-        """Whether every canary has answered, and none well."""
-        return bool(self.names) and len(self._failing) == len(self.names) and all(self._failing.values())
+        """Whether every canary has been heard of, and none well; never while a person excuses them."""
+        heard = bool(self.names) and len(self._failing) == len(self.names)
+        return heard and not self.excused and all(self._failing.values())
 
     def vouches(self, since: float) -> bool:
-        """Whether a canary check begun at `since` or later passed (or there is no canary to ask)."""
-        return not self.names or self.last_pass >= since
+        """Whether a canary check begun at `since` or later passed (or there is no canary to ask, or it is excused)."""
+        return not self.names or self.excused or self.last_pass >= since
 
 
 class DoubtWatch:
@@ -159,9 +184,10 @@ class DoubtWatch:
     def late(self, limits: Limits, at: float, late: float) -> bool:
         """We woke `late` seconds late at `at`. Returns whether we have been late for long, on end.
 
-        Two late wakes belong together when less than a quarter of `late_alert_after` lies between them.
+        Two late wakes belong together when less than a quarter of `late_alert_after` lies between them. One long
+        sleep (a suspended machine) is one lateness, however long: it is over when it is noticed.
         """
         if at - late - self.last > limits.late_alert_after / 4:
-            self.since = at - late
+            self.since = at
         self.before = self.last = at
         return at - self.since >= limits.late_alert_after

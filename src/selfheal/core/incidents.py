@@ -84,7 +84,10 @@ def merged(ledger: Ledger, parent: str, into: int, now: float) -> Iterator[Recor
 
 
 def _below(ledger: Ledger, parent: str, into: int) -> list[int]:
-    """The open incidents that began with a dependent of `parent`, however far below."""
+    """The open incidents of dependents of `parent`, however far below, that began with one of them or with itself.
+
+    With itself: an earlier outage of the parent, of which a dependent has not come back yet.
+    """
     found: dict[int, None] = {}
     seen = {parent: None}
     todo = [parent]
@@ -97,9 +100,9 @@ def _below(ledger: Ledger, parent: str, into: int) -> list[int]:
             seen[child] = None
             todo.append(child)
             number = ledger.conditions[child].incident
-            if number is not None and number != into and ledger.root_of(number) == child:
+            if number is not None and number != into:
                 found[number] = None
-    return list(found)
+    return [number for number in found if ledger.root_of(number) in seen]
 
 
 def left(ledger: Ledger, name: str, number: int | None, now: float, because: str) -> Iterator[Record]:

@@ -13,6 +13,7 @@ from typing import Final, TypeAlias, assert_never
 import attrs
 
 from selfheal.core.model import (
+    KEPT_SPENT,
     Alert,
     Condition,
     Dependency,
@@ -44,7 +45,6 @@ FRESH: Final = Condition()
 WELL: Final = frozenset({State.HEALTHY, State.DEGRADED})
 """States in which a service serves."""
 
-_KEPT_SPENT: Final = 256
 _KEPT_FLEET_SPENT: Final = 20_000
 _KEPT_ANSWERS: Final = 512
 
@@ -69,6 +69,7 @@ class Snapshot:
     number: int = 0
     fleet: Fleet = attrs.field(factory=Fleet)
     unwatched: tuple[str, ...] = ()
+    off: tuple[str, ...] = ()
     conditions: dict[str, Condition] = attrs.field(factory=dict)
     intents: dict[str, Intended] = attrs.field(factory=dict)
     spent: dict[str, tuple[Spent, ...]] = attrs.field(factory=dict)
@@ -90,6 +91,7 @@ class Ledger:
         self.at = s.at
         self.fleet = s.fleet
         self.unwatched = dict.fromkeys(s.unwatched)
+        self.off = dict.fromkeys(s.off)  # switched off by a person, and gone from the fleet since: off is off
         self.conditions = dict(s.conditions)
         self.intents = dict(s.intents)
         self.spent = dict(s.spent)
@@ -127,6 +129,7 @@ class Ledger:
             number=number,
             fleet=self.fleet,
             unwatched=tuple(self.unwatched),
+            off=tuple(self.off),
             conditions=dict(self.conditions),
             intents=dict(self.intents),
             spent=dict(self.spent),
@@ -192,7 +195,10 @@ class Ledger:
         self.intents[record.intent] = record
         self.occupied[name] = None
         spent = Spent(intent=record.intent, action=record.action, at=record.at, counts=record.spends)
-        self.spent[name] = (*self.spent.get(name, ())[1 - _KEPT_SPENT :], spent)
+        entries = [*self.spent.get(name, ()), spent]
+        if len(entries) > KEPT_SPENT:  # what no budget counts goes first
+            del entries[next((place for place, entry in enumerate(entries) if not entry.counts), 0)]
+        self.spent[name] = tuple(entries)
         if record.spends:
             self.fleet_spent.append(record.at)
             del self.fleet_spent[:-_KEPT_FLEET_SPENT]
@@ -220,9 +226,13 @@ class Ledger:
         names = {policy.name for policy in record.fleet.policies}
         for gone in [name for name in self.conditions if name not in names]:
             self._index(gone, self.conditions[gone], FRESH)
-            del self.conditions[gone]
+            if not self.conditions.pop(gone).enabled:
+                self.off[gone] = None
         for policy in record.fleet.policies:
-            self.conditions.setdefault(policy.name, FRESH)
+            if policy.name not in self.conditions:
+                enabled = policy.name not in self.off
+                self.off.pop(policy.name, None)
+                self.conditions[policy.name] = FRESH if enabled else attrs.evolve(FRESH, enabled=False)
         self._index_fleet()
 
     # -- indexes: derived from what is above, never stored -------------------------------------------------------------

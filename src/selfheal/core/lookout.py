@@ -15,6 +15,7 @@ from selfheal.core.messages import (
 from selfheal.core.model import (
     CANARY_PREFIX,
     Condition,
+    Evidence,
     Policy,
     Purpose,
     Verdict,
@@ -36,14 +37,16 @@ class Lookout:
         self.canaries = CanaryWatch()
         self.doubt = DoubtWatch()
         self.storm_at = inf
-        self.storm_excused = False
 
     def forget(self) -> None:
-        """A new run begins: what was held is looked at afresh."""
+        """A new run begins: its own lateness and store are looked at afresh.
+
+        A storm and blind canaries are the world's: they outlive us, and end by what the new run sees (law 18).
+        """
         self.doubt.reset()
         self.storm.reset(0)
-        self.storm_at, self.storm_excused = inf, False
-        for name in ("storm", "canary", "doubt", "journal"):
+        self.storm_at = self.desk.now
+        for name in ("doubt", "journal"):
             self.desk.hold(name, False, "selfheal was started")
 
     @property
@@ -54,9 +57,10 @@ class Lookout:
     def release(self, hold: str) -> None:
         """A person releases a hold: it is not raised again by what raised it."""
         if hold == "storm":
-            self.storm_excused = True
+            self.storm.pardon()
         elif hold == "canary":
-            self.canaries.reset(self.canaries.names)
+            self.canaries.excused = True
+            self.desk.wake("canary")
         else:  # doubt
             self.doubt.since = inf
 
@@ -64,10 +68,15 @@ class Lookout:
         self.storm.suspect(name, self.desk.now, self.desk.ledger.children.get(name, ()))
         self.ask_canaries()
         limits = self.desk.ledger.fleet.limits
-        if "storm" in self.desk.ledger.holds or self.storm_excused or not self.storm.rising(limits, self.desk.now):
+        if "storm" in self.desk.ledger.holds or not self.storm.rising(limits, self.desk.now):
             return
         self.storm_at = self.desk.now
         self.desk.hold("storm", True, self.storm.evidence())
+
+    def reconsider(self) -> None:
+        """End a storm that is none any more: somebody is well again, or who is watched has changed."""
+        if self.storm.calm(self.desk.ledger.fleet.limits):
+            self.desk.hold("storm", False, self.storm.evidence())
 
     def ask_canaries(self) -> None:
         """Have every canary checked from now on: an answer that was under way already vouches for nothing new."""
@@ -76,23 +85,22 @@ class Lookout:
 
     def unsuspect(self, name: str) -> None:
         self.storm.cleared(name, self.desk.ledger.children.get(name, ()))
-        if self.storm.calm(self.desk.ledger.fleet.limits):
-            self.storm_excused = False
-            self.desk.hold("storm", False, self.storm.evidence())
+        self.reconsider()
 
     def canary_checked(self, watch: Watch, event: CheckFinished) -> None:
         watch.flight = None
         wanted, watch.wanted = watch.wanted, None
-        was_down = self.canaries.down
         late = event.started < self.doubt.before
         verdict = Verdict.INCONCLUSIVE if late else event.result.verdict
-        self.canaries.heard(watch.name.removeprefix(CANARY_PREFIX), verdict, event.started)
-        if self.canaries.down is not was_down:
+        well = verdict in (Verdict.PASSING, Verdict.WARNING)
+        if not late:
+            self.canaries.heard(watch.name.removeprefix(CANARY_PREFIX), verdict, event.started)
+        if self.canaries.down or well:
             evidence = event.result.summary or ("no canary answers" if self.canaries.down else "a canary answers")
             self.desk.hold("canary", self.canaries.down, evidence)
-        if verdict in (Verdict.PASSING, Verdict.WARNING):
+        if well:
             if "storm" in self.desk.ledger.holds and event.started >= self.storm_at:
-                self.storm_excused = True
+                self.storm.pardon()
                 self.desk.hold("storm", False, f"{watch.name} answers")
             self.desk.wake("canary")
         if wanted is not None:
@@ -103,6 +111,8 @@ class Lookout:
     def woke_late(self, event: WokeLate) -> None:
         limits = self.desk.ledger.fleet.limits
         self.desk.say(Doubted(at=self.desk.now, late=event.late))
+        for name in self.storm:
+            slept_through(self.desk.evidence_of(name), self.desk.now, event.late)
         if self.doubt.late(limits, self.desk.now, event.late):
             self.desk.hold("doubt", True, f"the loop has been waking late for {self.desk.now - self.doubt.since:.0f} s")
         if "doubt" in self.desk.ledger.holds:
@@ -125,3 +135,11 @@ class Lookout:
             return False
         verdict = event.result.verdict
         return verdict is Verdict.FAILING or (verdict is Verdict.WARNING and policy.warning_fails)
+
+
+def slept_through(evidence: Evidence, now: float, late: float) -> None:
+    """Leave the `late` seconds before `now` out of every span: nobody looked, so nothing was seen to last."""
+    for name in ("failing_since", "suspect_since", "starting_since"):
+        since = getattr(evidence, name)
+        if since < inf:
+            setattr(evidence, name, min(now, since + late))

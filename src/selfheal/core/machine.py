@@ -166,6 +166,7 @@ def failed(
         cursor=0,
         acting_since=None,
         acted_for=0.0,
+        asked=None,
         asked_at=None,
         approved=None,
         not_before=now + wait if wait else 0.0,
@@ -200,6 +201,7 @@ def begins(condition: Condition, now: float, step: int) -> Condition:
         in_attempt=True,
         cursor=step,
         acting_since=now if condition.acting_since is None else condition.acting_since,
+        asked=None,
         asked_at=None,
         approved=None,
     )
@@ -211,9 +213,8 @@ def verifying(policy: Policy, condition: Condition, now: float) -> Condition:
     return moved(condition, now, generation=condition.generation + 1, settle_until=now + settling)
 
 
-def given_back(condition: Condition, now: float, began: float) -> Condition:
-    """The action never started (law 9): the attempt that began with it was none."""
-    first = condition.acting_since == began and not condition.acted_for
+def given_back(condition: Condition, now: float, *, first: bool) -> Condition:
+    """The action never started (law 9): where it was the `first` of its attempt, the attempt was none."""
     return moved(
         condition,
         now,
@@ -223,6 +224,7 @@ def given_back(condition: Condition, now: float, began: float) -> Condition:
         level=condition.level - first,
         in_attempt=not first,
         acting_since=None if first else condition.acting_since,
+        acted_for=0.0 if first else condition.acted_for,
         reissues=condition.reissues + 1,
     )
 
@@ -230,16 +232,20 @@ def given_back(condition: Condition, now: float, began: float) -> Condition:
 def next_rung(condition: Condition, now: float) -> Condition:
     """The step did not help, or is passed over: the one after it is next."""
     state = {} if condition.state is State.FAILED else {"state": State.FAILED}
-    return moved(condition, now, cursor=condition.cursor + 1, asked_at=None, approved=None, **state)
+    return moved(condition, now, cursor=condition.cursor + 1, asked=None, asked_at=None, approved=None, **state)
 
 
-def attempt_over(policy: Policy, condition: Condition, now: float, seed: int) -> Condition:
-    """The ladder or its time is at an end: wait longer than the last time, or escalate to people."""
+def pause(policy: Policy, seed: int, incident: int, attempt: int, level: int) -> float:
+    """Return the seconds from the end of `attempt` to the next: the backoff, or the slow retry once all are used."""
+    if attempt < policy.max_retries:
+        return wait(policy, seed, incident, attempt, level)
+    return policy.slow_retry if policy.slow_retry is not None else inf
+
+
+def attempt_over(policy: Policy, condition: Condition, now: float, seed: int, *, rest: float = 0.0) -> Condition:
+    """The ladder or its time is at an end: wait longer than the last time (at least `rest`), or escalate to people."""
     assert condition.incident is not None
-    if condition.attempt < policy.max_retries:
-        pause = wait(policy, seed, condition.incident, condition.attempt, condition.level)
-    else:
-        pause = policy.slow_retry if policy.slow_retry is not None else inf
+    seconds = pause(policy, seed, condition.incident, condition.attempt, condition.level)
     state = {} if condition.state is State.FAILED else {"state": State.FAILED}
     return moved(
         condition,
@@ -248,12 +254,28 @@ def attempt_over(policy: Policy, condition: Condition, now: float, seed: int) ->
         cursor=0,
         acting_since=None,
         acted_for=0.0,
+        asked=None,
         asked_at=None,
         approved=None,
         forced=None,
-        not_before=now + pause,
+        not_before=now + max(seconds, rest),
         **state,
     )
+
+
+def retries_changed(policy: Policy, condition: Condition, now: float, seed: int) -> Condition:
+    """Its `max_retries`, `slow_retry` or `backoff` were changed: it waits no longer than they have it wait now."""
+    if condition.state is not State.FAILED or condition.in_attempt or condition.incident is None:
+        return condition
+    seconds = pause(policy, seed, condition.incident, condition.attempt, condition.level)
+    return moved(condition, now, not_before=min(condition.not_before, now + seconds))
+
+
+def slept_through(condition: Condition, now: float, late: float) -> Condition:
+    """The host was suspended for the `late` seconds before `now`: the clock of an attempt stood still (law 2)."""
+    if condition.acting_since is None:
+        return condition
+    return moved(condition, now, acting_since=min(now, condition.acting_since + late))
 
 
 def clock_stopped(condition: Condition, now: float) -> dict[str, Any]:
@@ -278,6 +300,7 @@ def well(policy: Policy, condition: Condition, now: float, state: State, reason:
         acting_since=None,
         acted_for=0.0,
         settle_until=0.0,
+        asked=None,
         asked_at=None,
         approved=None,
         forced=None,
@@ -305,6 +328,7 @@ def afresh(condition: Condition, now: float, state: State, **changes: Any) -> Co
         acted_for=0.0,
         settle_until=0.0,
         reissues=condition.reissues + 1,
+        asked=None,
         asked_at=None,
         approved=None,
         forced=None,

@@ -62,6 +62,21 @@ NEVER_RESTART: Final = frozenset({Cause.AUTH, Cause.CONFIG})
 INSPECTION_FAILED: Final = "inspection failed"
 """How the detail of a hold begins that waits for somebody to mend the way to a workload."""
 
+CANNOT_RUN: Final = "checks cannot run"
+"""How the detail of a hold begins that waits for somebody to mend a check."""
+
+UNOBSERVED_AFTER: Final = 3
+"""Checks in a row that could not run before people hear of it, and before nothing is done about the service."""
+
+UNWATCHED: Final = "it is gone from the configuration: kept, not watched"
+PARENT_OFF: Final = "disabled"
+"""Details of holds that last until a person does something."""
+
+SERVICE_BUDGET: Final = "service"
+FLEET_BUDGET: Final = "fleet"
+COOLDOWN: Final = "cooldown"
+"""How the detail of `held:budget` begins, by whose budget it is."""
+
 
 class Run(StrEnum):
     """How a workload stands. `STOPPED` means a person stopped it; `EXITED` that it ended by itself."""
@@ -266,6 +281,9 @@ class Dependency:
     when_disabled: WhenDisabled = WhenDisabled.PROCEED
 
 
+KEPT_SPENT: Final = 256
+"""Actions of one service that are remembered; no budget of a service can be larger."""
+
 MANUAL: Final = "manual_intervention"
 """The step that is people: no intent, no slot; an alert until it is acknowledged."""
 
@@ -289,6 +307,11 @@ class Step:
     approval: bool = False
     allow_destructive: bool = False
     arguments: tuple[tuple[str, Scalar], ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        for name, value in self.arguments:
+            if isinstance(value, float) and not isfinite(value):
+                raise ValueError(f"{name}: {value} has no stored form; give a finite number")
 
     @property
     def settling(self) -> float:
@@ -350,6 +373,13 @@ class Policy:
     deep: bool = False
     fingerprint: str = ""
 
+    def __attrs_post_init__(self) -> None:
+        for budget in self.budgets:
+            if budget.limit > KEPT_SPENT:
+                raise ValueError(
+                    f"budgets: {budget.limit} is more than is counted; give a limit of at most {KEPT_SPENT}"
+                )
+
 
 @attrs.frozen(kw_only=True)
 class Canary:
@@ -398,12 +428,16 @@ class Fleet:
 
 @attrs.frozen(kw_only=True)
 class Forced:
-    """A person's demand to recover a service now: who, why, and which guards they named to override."""
+    """A person's demand to recover a service now: who, why, and which guards they named to override.
+
+    It is for what they see now: when no step of it has begun by `until`, it has run out.
+    """
 
     actor: str
     reason: str
     request: str
     override: frozenset[str] = frozenset()
+    until: float = inf
 
 
 @attrs.frozen(kw_only=True)
@@ -433,6 +467,7 @@ class Condition:
     acted_for: float = 0.0
     settle_until: float = 0.0
     reissues: int = 0
+    asked: int | None = None
     asked_at: float | None = None
     approved: int | None = None
     forced: Forced | None = None
@@ -466,10 +501,12 @@ class Evidence:
     definite: bool = False
     score: int = 0
     suspect_since: float = inf
+    streaks: int = 0
     slow: int = 0
     starting_since: float = inf
     history: int = 0
     inconclusive: int = 0
+    blind: int = 0
     ever_passed: bool = False
     checks: int = 0
 

@@ -109,7 +109,10 @@ class GuardAnswer:
 
 @attrs.frozen(kw_only=True)
 class Intended:
-    """An action is about to start. Durable before it does (law 12); `spends` says whether budgets count it."""
+    """An action is about to start. Durable before it does (law 12).
+
+    `first`: its attempt begins with it. `spends`: budgets count it.
+    """
 
     kind: ClassVar[str] = "intended"
     at: float
@@ -120,6 +123,7 @@ class Intended:
     step: int
     action: str
     expected: str | None = None
+    first: bool = False
     guards: tuple[GuardAnswer, ...] = ()
     spends: bool = True
     timeout: float = 60.0

@@ -10,16 +10,20 @@ import attrs
 
 from selfheal.core import alerts, detector, incidents, machine
 from selfheal.core.desk import Desk, Watch
-from selfheal.core.guards import GUARDS, SLOT, Guard, Sight, answer, walk
+from selfheal.core.guards import GUARDS, SLOT, Guard, Sight, answer, fleet_opens, walk
 from selfheal.core.ledger import alert_key
 from selfheal.core.lookout import Lookout
 from selfheal.core.messages import (
     ActionFinished,
     CancelAction,
     RunAction,
+    Settle,
 )
 from selfheal.core.model import (
+    FLEET_BUDGET,
     MANUAL,
+    PARENT_OFF,
+    UNWATCHED,
     Condition,
     Effect,
     Evidence,
@@ -41,6 +45,8 @@ from selfheal.core.records import (
 
 RELEASE_APART: Final = 0.2
 """Seconds between the checks of two dependents when their parent has come back."""
+BUDGET_LOOK: Final = 5.0
+"""Seconds between two looks whether somebody still waits for the budget of the fleet."""
 ORPHAN_MARGIN: Final = 30.0
 """Seconds past its own timeout before an action whose manager died is given up as in doubt."""
 
@@ -78,10 +84,7 @@ class Repair:
             self.desk.say(incidents.opened(self.desk.ledger, name, number, self.desk.now, correlation, relapse=relapse))
         level = machine.level_now(policy, condition, self.desk.now)
         attempt = condition.attempt if relapse else 0
-        if relapse and attempt >= policy.max_retries:
-            wait = policy.slow_retry if policy.slow_retry is not None else inf
-        else:
-            wait = machine.wait(policy, self.desk.ledger.fleet.seed, number, attempt, level)
+        wait = machine.pause(policy, self.desk.ledger.fleet.seed, number, attempt, level)
         after = machine.failed(
             policy,
             attrs.evolve(condition, correlation=correlation),
@@ -93,8 +96,9 @@ class Repair:
             wait=wait,
             level=level,
         )
-        if incidents.explained(self.desk.ledger, policy):
-            after = attrs.evolve(after, confirmed=condition.confirmed)  # its parent's failure is not its own flapping
+        if actor or incidents.explained(self.desk.ledger, policy):
+            # A person's word is no confirmed failure, and its parent's failure is not its own flapping.
+            after = attrs.evolve(after, confirmed=condition.confirmed)
         e.unconfirmed = False
         self.desk.move(name, after, f"{because}: {e.summary}" if e.summary else because, actor)
         self.desk.say_all(self._touching(incidents.merged(self.desk.ledger, name, number, self.desk.now)))
@@ -188,7 +192,7 @@ class Repair:
             return
         if self.desk.ledger.conditions[name].state is not State.FAILED or self.desk.ledger.acting(name) is not None:
             return
-        if self._skip_unanswered(watch):
+        if self._nothing_left(watch):
             return
         sight = self.sight(watch.policy)
         said = []
@@ -196,7 +200,10 @@ class Repair:
             said.append(answer(guard, hold, sight))
             if hold is not None:
                 self.desk.reserved.pop(name, None)
-                self._held(watch, hold)
+                if guard.name == "approval" and hold.until <= self.desk.now:
+                    self.pass_over(name, "nobody approved it in time")
+                else:
+                    self._held(watch, hold, sight)
                 return
         if sight.step is None:
             return
@@ -215,18 +222,15 @@ class Repair:
         if not self.lookout.canaries.down and detector.confirmed(watch.policy, watch.evidence, self.desk.now):
             self.confirm(watch, condition)
 
-    def _skip_unanswered(self, watch: Watch) -> bool:
-        """A step nobody approved in time is passed over; returns whether the ladder ended with it."""
-        condition, policy = self.desk.ledger.conditions[watch.name], watch.policy
+    def _nothing_left(self, watch: Watch) -> bool:
+        """End an attempt of whose remaining steps none fits any more; returns whether it was at its end."""
+        condition, policy, e = self.desk.ledger.conditions[watch.name], watch.policy, watch.evidence
         assert policy is not None
-        index = machine.next_step(policy, condition, watch.evidence)
-        if condition.asked_at is None or index is None:
+        if not condition.in_attempt or e.last_verdict is not Verdict.FAILING:
             return False
-        if policy.steps[index].action == MANUAL or not policy.steps[index].asks:
+        if machine.next_step(policy, condition, e) is not None:
             return False
-        if self.desk.now < condition.asked_at + policy.approval_timeout:
-            return False
-        self.pass_over(watch.name, "nobody approved it in time")
+        self._attempt_over(watch.name, condition, "no step that is left fits")
         return True
 
     def pass_over(self, name: str, because: str, actor: str = "") -> None:
@@ -241,17 +245,19 @@ class Repair:
         else:
             first = not condition.in_attempt
             begun = attrs.evolve(after, attempt=condition.attempt + first, level=condition.level + first)
-            self._attempt_over(name, begun, because, actor)
+            by_people = index is not None and policy.steps[index].action == MANUAL
+            # Whoever said that they see to it is not asked again a moment later.
+            self._attempt_over(name, begun, because, actor, rest=policy.approval_timeout if by_people else 0.0)
 
-    def _held(self, watch: Watch, hold: Hold) -> None:
-        name = watch.name
-        condition = self.desk.ledger.conditions[name]
+    def _held(self, watch: Watch, hold: Hold, sight: Sight) -> None:
+        name, condition = watch.name, sight.condition
         changes: dict[str, Any] = {}
-        other = condition.reason == hold.reason and _other_matter(condition.detail, hold)
+        asks = hold.reason == "held:approval"
+        other = sight.index != condition.asked if asks else _matter(condition) != _matter(hold)
         if condition.reason != hold.reason or other:
             changes = {"reason": hold.reason, "detail": hold.detail}
-        if hold.reason == "held:approval" and (condition.asked_at is None or other):
-            changes["asked_at"] = self.desk.now
+            if asks:
+                changes |= {"asked": sight.index, "asked_at": self.desk.now}
         changes |= machine.clock_stopped(condition, self.desk.now)
         if changes:
             self.desk.agenda.cancel(("attempt", name))
@@ -259,8 +265,33 @@ class Repair:
         for key in hold.wake:
             self.desk.waiting.add(key, watch.rank)
         self.desk.agenda.set(("act", name), hold.until)
+        if hold.reason == "held:budget" and hold.detail.startswith(FLEET_BUDGET):
+            self.desk.alarm("budget", True, f"the disruptive actions of the fleet are used up: {hold.detail}")
+            self.desk.agenda.set(("budget", ""), hold.until)
         for asked in hold.ask:
             self.desk.want(asked, Purpose.PARENT)
+
+    def budget_opens(self) -> None:
+        """The budget of the whole fleet may be open again: one alert tells of it, whoever waits."""
+        ledger = self.desk.ledger
+        until = fleet_opens(ledger)
+        down = [ledger.conditions[name] for members in ledger.members.values() for name in members]
+        if any(c.reason == "held:budget" and c.detail.startswith(FLEET_BUDGET) for c in down):
+            until = max(until, self.desk.now + BUDGET_LOOK)
+        if until > self.desk.now:
+            self.desk.agenda.set(("budget", ""), until)
+        else:
+            self.desk.alarm("budget", False, "there is budget again, and nobody waits for it")
+
+    def demand_over(self, name: str) -> None:
+        """A demand to recover that was held for so long is not what its author would say now."""
+        condition = self.desk.ledger.conditions.get(name)
+        if condition is None or condition.forced is None or self.desk.now < condition.forced.until:
+            return
+        if condition.state is not State.RECOVERING:
+            after = machine.moved(condition, self.desk.now, forced=None)
+            self.desk.move(name, after, "the demand to recover it has run out")
+            self.desk.ready(name)
 
     def _act(self, watch: Watch, sight: Sight, said: tuple[Any, ...]) -> None:
         name, policy, condition = watch.name, sight.policy, sight.condition
@@ -282,6 +313,7 @@ class Repair:
                 step=index,
                 action=step.action,
                 expected=expected,
+                first=not condition.in_attempt,
                 guards=said,
                 spends=forced is None and step.effect is not Effect.GENTLE,
                 timeout=step.timeout,
@@ -320,7 +352,14 @@ class Repair:
         if event.settled is Settled.IN_DOUBT and self.desk.now < over and self.desk.agenda.due(key) < inf:
             return  # it may still run: it occupies its service until its own time is over
         self.desk.agenda.cancel(key)
+        self.desk.agenda.cancel(("orphan", event.intent))
         self._end(intended, event.settled, event.detail)
+
+    def ask_again(self, intent: str) -> None:
+        """The time of an action whose manager died is over: what it did may be seen by now."""
+        if intent in self.desk.ledger.intents:
+            self.desk.commands.append(Settle(intent=intent))
+            self.desk.agenda.set(("orphan", intent), self.desk.now + ORPHAN_MARGIN)
 
     def orphan(self, intent: str) -> None:
         intended = self.desk.ledger.intents.get(intent)
@@ -342,6 +381,7 @@ class Repair:
             )
         )
         self.desk.wake(SLOT)
+        self.desk.wake(f"service:{name}")
         watch = self.desk.watches.get(name)
         if watch is None or watch.policy is None:
             self.leave(name)
@@ -367,14 +407,15 @@ class Repair:
     def leave(self, name: str) -> None:
         """Let a service that is kept but not watched give its slot back: nobody verifies its recovery."""
         condition = self.desk.ledger.conditions.get(name)
-        if condition is None or condition.state is not State.RECOVERING or self.desk.ledger.acting(name) is not None:
+        if condition is None or condition.state not in alerts.DOWN or self.desk.ledger.acting(name) is not None:
             return
         stopped = machine.clock_stopped(condition, self.desk.now)
-        after = machine.moved(condition, self.desk.now, state=State.FAILED, **stopped)
+        told = {"reason": "held:observe", "detail": UNWATCHED}
+        after = machine.moved(condition, self.desk.now, state=State.FAILED, **told, **stopped)
         self.desk.move(name, after, "it is not watched")
 
     def _give_back(self, watch: Watch, condition: Condition, intended: Intended, settled: Settled, detail: str) -> None:
-        after = machine.given_back(condition, self.desk.now, intended.at)
+        after = machine.given_back(condition, self.desk.now, first=intended.first)
         if after.acting_since is None:
             self.desk.agenda.cancel(("attempt", watch.name))
         e = watch.evidence
@@ -410,18 +451,27 @@ class Repair:
         self.desk.move(name, after, because)
         self.desk.ready(name)
 
-    def _attempt_over(self, name: str, condition: Condition, because: str, actor: str = "") -> None:
-        policy = self.desk.ledger.policies[name]
+    def _attempt_over(
+        self, name: str, condition: Condition, because: str, actor: str = "", *, rest: float = 0.0
+    ) -> None:
+        policy, seed = self.desk.ledger.policies[name], self.desk.ledger.fleet.seed
         self.desk.agenda.cancel(("attempt", name))
         self.desk.reserved.pop(name, None)
-        self.desk.move(
-            name, machine.attempt_over(policy, condition, self.desk.now, self.desk.ledger.fleet.seed), because, actor
-        )
+        self.desk.move(name, machine.attempt_over(policy, condition, self.desk.now, seed, rest=rest), because, actor)
         self.desk.wake(SLOT)
         self.desk.ready(name)
         watch = self.desk.watches[name]
         if watch.flight is None and self.desk.agenda.due(watch.key) == inf:
             self.desk.schedule(watch, policy.recheck)
+
+    def slept_through(self, late: float) -> None:
+        """The host was suspended: the clocks of the attempts stood still for so long."""
+        for name in {**self.desk.ledger.occupied, **dict.fromkeys(self.lookout.storm)}:
+            condition = self.desk.ledger.conditions.get(name)
+            if condition is not None and condition.acting_since is not None:
+                after = machine.slept_through(condition, self.desk.now, late)
+                self.desk.move(name, after, f"selfheal woke {late:.3g} s late")
+                self.run_clock(name, after)
 
     def out_of_time(self, name: str) -> None:
         """`recovery_timeout` is over: end the action that runs; else the attempt."""
@@ -434,11 +484,11 @@ class Repair:
         self._attempt_over(name, condition, "recovery_timeout is over")
 
 
-def _other_matter(detail: str, hold: Hold) -> bool:
-    """Whether it is held for another matter than the one said.
+def _matter(held: Condition | Hold) -> str:
+    """What a detail is about, for people: what stands before the colon, where its numbers and messages change.
 
-    A person must be asked for the step that is next (law 13); of a workload, what stands before the colon names it.
+    How a parent stands is said by the parent; only that it is switched off must be said here.
     """
-    if hold.reason == "held:approval":
-        return detail != hold.detail
-    return hold.reason == "held:workload" and detail.partition(":")[0] != hold.detail.partition(":")[0]
+    if held.reason.startswith("waiting-for:"):
+        return held.detail if held.detail == PARENT_OFF else ""
+    return held.detail.partition(":")[0]

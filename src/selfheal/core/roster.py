@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import Final
 
 import attrs
 
 from selfheal.core import alerts, graph, guards, incidents, machine
 from selfheal.core.desk import Desk, Watch
-from selfheal.core.ledger import Ledger
+from selfheal.core.ledger import Ledger, alert_key
 from selfheal.core.lookout import Lookout
 from selfheal.core.messages import (
     FleetProposed,
@@ -34,6 +35,8 @@ from selfheal.core.records import (
 )
 from selfheal.core.repair import ORPHAN_MARGIN, Repair
 
+_SUSPECT: Final = frozenset({State.UNHEALTHY, State.FAILED, State.RECOVERING})
+
 FIRST_CHECKS_APART: Final = 0.02
 """Seconds between the first checks of two services after a start: quick answers, no herd."""
 
@@ -54,7 +57,7 @@ class Roster:
         if fleet != self.desk.ledger.fleet or unwatched != tuple(self.desk.ledger.unwatched):
             self._drop(fleet, "not in the configuration any more")
             self.desk.say(FleetSet(at=self.desk.now, fleet=fleet, unwatched=unwatched, actor="selfheal"))
-            self._void_approvals(old)
+            self._ladders_changed(old)
             for name in unwatched:
                 self.repair.leave(name)
         self.lookout.forget()
@@ -67,6 +70,8 @@ class Roster:
         self._watch_fleet()
         for suppression in self.desk.ledger.suppressions.values():
             self.desk.agenda.set(("expire", suppression.id), suppression.until)
+        if alert_key("", "budget") in self.desk.ledger.alerts:
+            self.desk.agenda.set(("budget", ""), self.desk.now)
         for policy in self.desk.ledger.fleet.policies:
             self._resume(policy, event.resumes)
         for intended in self.desk.ledger.intents.values():
@@ -102,7 +107,10 @@ class Roster:
             if before is not None:
                 watch.evidence, watch.flight, watch.flight_at = before.evidence, before.flight, before.flight_at
                 watch.wanted, watch.nudged, watch.withheld = before.wanted, before.nudged, before.withheld
-                watch.phase, watch.beat = (before.phase, before.beat) if before.interval == interval else (phase, -1)
+                if before.interval == interval:
+                    watch.phase = before.phase
+                elif self.desk.now + interval < self.desk.agenda.due(watch.key) < inf:
+                    self.desk.schedule(watch, None)  # what is to be looked at more often is not left to the old time
             else:
                 fresh.append(watch)
             self.desk.watches[name] = watch
@@ -114,21 +122,32 @@ class Roster:
         canaries = tuple(canary.name for canary in fleet.canaries)
         if not old or canaries != self.lookout.canaries.names:
             self.lookout.canaries.reset(canaries)
-            self.desk.hold("canary", False, "the canaries are others now")
-        self._recount()
+            if not canaries:
+                self.desk.hold("canary", False, "there are no canaries")
+        self._recount(anew=not old)
         for place, watch in enumerate(fresh):
             self.desk.agenda.set(
                 watch.key, self.desk.now + place * min(FIRST_CHECKS_APART, watch.interval / len(fresh))
             )
 
-    def _recount(self) -> None:
-        """Begin the storm watch afresh over what is watched now, keeping who is suspect."""
-        conditions = self.desk.ledger.conditions
+    def _recount(self, *, anew: bool) -> None:
+        """Begin the storm watch afresh over what is watched now, keeping who is suspect; `anew`: who was so last."""
+        conditions, storm = self.desk.ledger.conditions, self.lookout.storm
         enabled = [n for n in self.desk.watches if n in conditions and conditions[n].state is not State.DISABLED]
-        known = [(self.lookout.storm.since(n), n) for n in enabled if n in self.lookout.storm]
-        self.lookout.storm.reset(len(enabled))
+        if anew:
+            known = [(self._failing_since(n), n) for n in enabled if conditions[n].state in _SUSPECT]
+        else:
+            known = [(storm.since(n), n) for n in enabled if n in storm]
+        storm.reset(len(enabled))
         for since, name in sorted(known):
-            self.lookout.storm.suspect(name, since, self.desk.ledger.children.get(name, ()))
+            storm.suspect(name, since, self.desk.ledger.children.get(name, ()))
+        self.lookout.reconsider()
+
+    def _failing_since(self, name: str) -> float:
+        """Since when a service was known to fail, as far as it is stored."""
+        condition = self.desk.ledger.conditions[name]
+        incident = self.desk.ledger.incidents.get(condition.incident) if condition.incident is not None else None
+        return min(condition.since, incident.since) if incident is not None else condition.since
 
     def _resume(self, policy: Policy, resumes: float) -> None:
         """Take one service up where the last run, which lived until `resumes`, or nobody, left it."""
@@ -141,7 +160,10 @@ class Roster:
             if condition.state is not State.DISABLED:
                 self.switch_off(name, "not enabled", enabled=condition.enabled)
             return
+        if condition.forced is not None:
+            self.desk.agenda.set(("forced", name), condition.forced.until)
         if condition.state is State.DISABLED:
+            self.lookout.storm.resize(1)
             self.desk.move(
                 name, machine.afresh(condition, self.desk.now, State.UNKNOWN), "enabled in the configuration"
             )
@@ -166,6 +188,8 @@ class Roster:
 
     def proposed(self, event: FleetProposed) -> None:
         why = refusal_of_fleet(self.desk.ledger, event)
+        if not why:
+            self.set_fleet(event.fleet, event.actor)
         self.desk.say(
             Answered(
                 at=self.desk.now,
@@ -179,15 +203,13 @@ class Roster:
                 code="refused" if why else "",
             )
         )
-        if not why:
-            self.set_fleet(event.fleet, event.actor)
 
     def set_fleet(self, fleet: Fleet, actor: str) -> None:
         """Let the fleet be `fleet`: what stays keeps its state, what is new is checked at once, the rest is closed."""
         old, lacking = self.desk.ledger.policies, unconfirmed(self.desk.ledger, fleet)
         self._drop(fleet, "removed from the fleet")
         self.desk.say(FleetSet(at=self.desk.now, fleet=fleet, actor=actor))
-        self._void_approvals(old)
+        self._ladders_changed(old)
         self.desk.hold("fleet", False, "confirmed" if lacking else "the fleet is whole", actor)
         self._watch_fleet()
         for policy in fleet.policies:
@@ -203,14 +225,23 @@ class Roster:
             elif before != policy:
                 self.desk.ready(policy.name)
 
-    def _void_approvals(self, old: Mapping[str, Policy]) -> None:
-        """A person said yes to a step of the old ladder, not to what stands in its place now (law 13)."""
+    def _ladders_changed(self, old: Mapping[str, Policy]) -> None:
+        """Bring what is under way in line with ladders and retries that are others now.
+
+        A person said yes to a step of the old ladder, not to what stands in its place now (law 13); and nobody waits
+        for ever because the old policy had no slow retry.
+        """
         for name, policy in self.desk.ledger.policies.items():
-            before, condition = old.get(name), self.desk.ledger.conditions[name]
-            open_ = condition.approved is not None or condition.asked_at is not None
-            if before is not None and before.steps != policy.steps and open_:
-                after = machine.moved(condition, self.desk.now, approved=None, asked_at=None)
+            before = old.get(name)
+            if before is None or before == policy:
+                continue
+            condition = self.desk.ledger.conditions[name]
+            if before.steps != policy.steps:
+                after = machine.moved(condition, self.desk.now, asked=None, asked_at=None, approved=None)
                 self.desk.move(name, after, "its recovery_actions were changed")
+            condition = self.desk.ledger.conditions[name]
+            after = machine.retries_changed(policy, condition, self.desk.now, self.desk.ledger.fleet.seed)
+            self.desk.move(name, after, "its retries were changed")
 
     def _renewed(self, watch: Watch, condition: Condition, actor: str) -> None:
         """Another check object answers now: results of the old one count no more, and it is asked at once."""
@@ -240,6 +271,7 @@ class Roster:
             watch.withheld = False
             self.desk.agenda.cancel(watch.key)
             self.lookout.unsuspect(name)
+            self.lookout.storm.resize(-1)
         self.desk.agenda.cancel(("act", name))
         self.desk.agenda.cancel(("attempt", name))
         self.desk.reserved.pop(name, None)
@@ -253,6 +285,7 @@ class Roster:
         condition = self.desk.ledger.conditions[name]
         watch = self.desk.watches[name]
         self.desk.forget_observations(watch)
+        self.lookout.storm.resize(condition.state is State.DISABLED)
         self.lookout.unsuspect(name)
         self.desk.agenda.cancel(("act", name))
         self.desk.agenda.cancel(("attempt", name))

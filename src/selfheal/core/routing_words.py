@@ -23,6 +23,7 @@ TITLES: Final = {
     "storm": "many services fail at once",
     "canary": "no canary answers",
     "doubt": "selfheal itself is late",
+    "budget": "the disruptive actions of the fleet are used up",
     "fleet": "a change of the fleet waits for a person",
 }
 """What each rule of `alerts` says in a title; an unknown one says its own name."""
@@ -37,6 +38,7 @@ CONDUCT: Final = {
     "storm": "selfheal repairs nothing until fewer fail, or a person releases the hold: look for a common cause.",
     "canary": "selfheal repairs nothing until a canary answers: its own network may be at fault.",
     "doubt": "selfheal distrusts what it saw while it was late: look at the load of its host.",
+    "budget": "selfheal disrupts nothing until the window lets it: so many repairs at once have a common cause.",
     "fleet": "selfheal keeps the services concerned unwatched until the change is confirmed or taken back.",
 }
 """What selfheal does about it. The first rule here that is open speaks; without any, nothing needs to be done."""

@@ -30,13 +30,11 @@ from selfheal.core.messages import (
 )
 from selfheal.core.model import (
     CANARY_PREFIX,
-    Alert,
     Binds,
     Cause,
     Condition,
     Effect,
     Fleet,
-    Incident,
     Policy,
     Purpose,
     Run,
@@ -46,13 +44,10 @@ from selfheal.core.model import (
 )
 from selfheal.core.records import (
     AlertChanged,
-    Answered,
     Ended,
     FleetSet,
     HoldChanged,
     IncidentClosed,
-    IncidentMerged,
-    IncidentOpened,
     Intended,
     Moved,
     Record,
@@ -63,17 +58,17 @@ from selfheal.core.records import (
     encode,
     encode_record,
 )
+from selfheal.testing.past import DOWN, Past
 from selfheal.testing.proofs import asking_sees
 from selfheal.testing.simulator import Simulator
-from selfheal.testing.witness import Account
 
-_DOWN = (State.FAILED, State.RECOVERING)
+_SUSPECT = (State.UNHEALTHY, State.FAILED, State.RECOVERING)
 _TURNS = 20
 """So many actions of one service, begun twice a second or faster, are an engine that turns on the spot."""
 _NEVER_STARTED = (Settled.SUPERSEDED, Settled.NOT_STARTED)
 
 
-class Laws:
+class Laws(Past):
     """Every law of the design that one step of a simulation can show broken.
 
     `fold_every` says how often (in events) the whole history is folded and compared; `ask_every` how often `explain`
@@ -81,36 +76,17 @@ class Laws:
     """
 
     def __init__(self, *, fold_every: int = 1, ask_every: int = 5) -> None:
+        super().__init__()
         self.fold_every = fold_every
         self.ask_every = ask_every
-        self.account = Account()
         self.seen = 0
         self.now = -inf
         self.event: Event | None = None
         self.event_at = -inf
         self.fleet = Fleet()
         self.heard = ""
-        self._forget_records()
         self.free_since: dict[str, float] = {}
         self.slowest: dict[str, float] = {}
-
-    def _forget_records(self) -> None:
-        self.running: dict[str, Intended] = {}
-        self.spent: dict[str, list[Intended]] = {}
-        self.conditions: dict[str, Condition] = {}
-        self.alerts: dict[str, Alert] = {}
-        self.opened = self.resolved = 0
-        self.incidents: dict[int, Incident] = {}
-        self.off: dict[str, None] = {}
-        self.asked: dict[str, str] = {}
-        self.approved: dict[str, str] = {}
-        self.over: dict[str, tuple[float, int]] = {}
-        self.before_well: dict[str, int] = {}
-        self.storm_ended = -inf
-        self.given_back: dict[str, int] = {}
-        self.attempts: dict[str, int] = {}
-        self.confirmed: dict[str, list[float]] = {}
-        self.lately: dict[str, deque[float]] = {}
 
     def __call__(self, simulator: Simulator, event: Event, output: Output) -> None:
         """Hold one event and its output to every law."""
@@ -157,6 +133,10 @@ class Laws:
         for batch in simulator.batches[:-1]:
             for record in batch.records:
                 self._learn(record)
+        for name, condition in self.conditions.items():
+            if condition.state in _SUSPECT:
+                incident = self.incidents.get(condition.incident or 0)
+                self.account.remember(name, min(condition.since, incident.since if incident is not None else inf))
         self.attempts.clear()
         self.given_back.clear()
 
@@ -213,81 +193,6 @@ class Laws:
             assert not members, f"incident {record.incident} is closed over {members}"
         self._learn(record)
 
-    def _learn(self, record: Record) -> None:
-        """Take a record into what the laws remember of the past."""
-        if isinstance(record, Moved):
-            self.conditions[record.service] = record.after
-            afresh = record.after.state in (State.UNKNOWN, State.DISABLED) and record.after.state != record.before.state
-            if afresh or record.because.startswith("its check or workload"):
-                self.account.forget(record.service)
-            if record.after.reason == "held:approval":
-                self.asked[record.service] = record.after.detail
-            over = record.before.in_attempt and not record.after.in_attempt and record.after.state is State.FAILED
-            if over and record.after.attempt == record.before.attempt and record.after.incident is not None:
-                self.over[record.service] = (record.at, record.after.attempt)
-            elif record.after.state not in _DOWN:
-                self.over.pop(record.service, None)
-                self.before_well[record.service] = record.after.attempt
-        elif isinstance(record, Intended):
-            self.running[record.intent] = record
-            known = self.conditions.get(record.service, Condition())
-            if not known.in_attempt:
-                self.attempts[record.intent] = known.attempt
-            if record.spends:
-                self.spent.setdefault(record.service, []).append(record)
-            self.approved.pop(record.service, None)
-        elif isinstance(record, Ended):
-            self._learn_end(record)
-        elif isinstance(record, AlertChanged):
-            key = alert_key(record.service, record.alert.rule)
-            self.opened += record.open and key not in self.alerts
-            self.resolved += not record.open
-            if record.open:
-                self.alerts[key] = record.alert
-            else:
-                self.alerts.pop(key, None)
-        elif isinstance(record, IncidentOpened):
-            self.incidents[record.incident.number] = record.incident
-        elif isinstance(record, IncidentMerged | IncidentClosed):
-            self.incidents.pop(record.incident, None)
-        elif isinstance(record, Answered):
-            self._learn_answer(record)
-        elif isinstance(record, HoldChanged) and record.hold == "storm" and not record.on:
-            self.storm_ended = record.at
-        elif isinstance(record, FleetSet):
-            names = {policy.name for policy in record.fleet.policies}
-            self.conditions = {n: self.conditions.get(n, Condition()) for n in names}
-            self.off = {n: None for n in self.off if n in names}
-            self.over.clear()
-            self.confirmed.clear()
-            self.account.watch_canaries(tuple(canary.name for canary in record.fleet.canaries))
-            self.account.keep(names.difference(record.unwatched))
-            self.account.blame(record.fleet.policies)
-
-    def _learn_end(self, record: Ended) -> None:
-        intended = self.running.pop(record.intent, None)
-        attempt = self.attempts.pop(record.intent, None)
-        if record.refunded and attempt is not None:
-            self.given_back[record.service] = attempt
-        seen = self.account.of(record.service)
-        if not record.refunded:
-            seen.counts_afresh()
-            seen.passes, seen.instance, seen.run_id = 0, None, None
-        elif record.settled is Settled.SUPERSEDED:
-            seen.fails, seen.failing_since = 0, inf
-        if intended is not None and record.refunded and intended.spends:
-            self.spent[record.service].remove(intended)
-
-    def _learn_answer(self, record: Answered) -> None:
-        if not record.accepted:
-            return
-        if record.act == "disable":
-            self.off[record.service] = None
-        elif record.act == "enable":
-            self.off.pop(record.service, None)
-        elif record.act == "approve":
-            self.approved[record.service] = self.asked.get(record.service, "")
-
     def _moved(self, ledger: Ledger, record: Moved) -> None:
         name, before, after = record.service, record.before, record.after
         policy, seen = ledger.policies.get(name), self.account.of(name)
@@ -316,7 +221,7 @@ class Laws:
             assert after.state is State.DISABLED or record.actor, f"law 19: nobody enabled {name}, yet it is"
         if after.state is State.FAILED:
             self._failed(ledger, policy, record)
-        elif before.state in _DOWN and after.state in WELL:
+        elif before.state in DOWN and after.state in WELL:
             event = self.event
             check = isinstance(event, CheckFinished) and event.service == name and self.heard == "passing"
             assert check, f"law 8: {name} is called well without a passing check"
@@ -369,7 +274,7 @@ class Laws:
             for parent in (name for dependency in hard(todo.pop()) for name in dependency.services):
                 if parent in seen or parent not in ledger.policies:
                     continue
-                if self.conditions[parent].state in _DOWN:
+                if self.conditions[parent].state in DOWN:
                     return True
                 seen.add(parent)
                 todo.append(ledger.policies[parent])
@@ -471,12 +376,12 @@ class Laws:
             assert not self._stormy(ledger), "law 18: acted on while too much began to fail at once"
 
     def _storm_law(self, ledger: Ledger, event: Event, output: Output) -> None:
-        """A storm ends because it is over, a canary answers, a person says so, or a new run begins (law 18)."""
+        """A storm ends because it is over, a canary answers, or a person says so; a new run ends none (law 18)."""
         ended = [
             r for r in output.records if isinstance(r, HoldChanged) and r.hold == "storm" and not r.on and not r.actor
         ]
         canary = isinstance(event, CheckFinished) and event.service.startswith(CANARY_PREFIX)
-        if ended and not canary and not isinstance(event, Started):
+        if ended and not canary:
             assert not self._stormy(ledger), "law 18: a storm ends without evidence"
 
     def _stormy(self, ledger: Ledger) -> bool:

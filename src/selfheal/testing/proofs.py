@@ -15,7 +15,7 @@ def asking_sees(engine: Engine) -> tuple[object, ...]:
     """Return everything that a question could have changed."""
     desk = engine.desk
     evidence = {name: repr(watch.evidence) for name, watch in desk.watches.items()}
-    flights = {name: (watch.flight, watch.wanted, watch.beat) for name, watch in desk.watches.items()}
+    flights = {name: (watch.flight, watch.wanted) for name, watch in desk.watches.items()}
     pending = (list(desk.records), list(desk.commands), list(desk.awake), dict(desk.reserved), dict(desk.touched))
     return engine.snapshot(), engine.deadline, len(desk.agenda), evidence, flights, pending
 

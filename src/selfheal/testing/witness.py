@@ -55,7 +55,7 @@ class Seen:
     def meets(self, instance: Instance) -> None:
         """Take in who runs; a new incarnation has failed nothing yet."""
         known = self.instance
-        if known is not None and known.id != instance.id and Run.UNKNOWN not in (known.run, instance.run):
+        if known is not None and known.id not in ("", instance.id) and instance.run is not Run.UNKNOWN:
             self.counts_afresh()
         if instance.run is Run.UNKNOWN and known is not None:
             instance = attrs.evolve(instance, id=known.id)
@@ -93,6 +93,10 @@ class Account:
         self.flying.clear()
         self.watch_canaries(canaries, anew=True)
         self.doubted = -inf
+
+    def remember(self, service: str, since: float) -> None:
+        """Take in what the last run knew to fail: that does not begin to fail with this one."""
+        self.of(service).became_suspect = since
 
     def watch_canaries(self, names: tuple[str, ...], *, anew: bool = False) -> None:
         """These canaries there are; of new ones nothing was heard yet."""

@@ -47,10 +47,8 @@ def predicted(
     def look_later(now: float, *, soon: bool) -> None:
         if soon and p["recheck"] < p["interval"]:
             due["check"] = now + p["recheck"]
-        else:  # the places of the grid lie at whole multiples of the interval; one that was used is not used again
-            place = int(now // p["interval"]) + 1
-            due["check"] = max(place, s.get("place", 0) + 1) * p["interval"]
-            s["place"] = max(place, s.get("place", 0) + 1)
+        else:  # the places of the grid lie at whole multiples of the interval
+            due["check"] = (int(now // p["interval"]) + 1) * p["interval"]
 
     def delay() -> float:
         return min(p["cap"], p["initial"] * p["multiplier"] ** (s["level"] - 1)) if s["level"] else 0.0
