@@ -117,8 +117,8 @@ def test_a_child_that_relapses_under_its_parent_keeps_its_attempts_only_in_the_s
 
 
 def test_an_incident_is_opened_and_opened_again() -> None:
-    first = incidents.opened(ledger(), "db", 1, 5.0, "db@1.000", relapse=False)
-    again = incidents.opened(ledger(), "db", 1, 5.0, "db@1.000", relapse=True)
+    first = incidents.opened("db", 1, 5.0, "db@1.000")
+    again = incidents.opened("db", 1, 5.0, "db@1.000", reopened=1)
     assert isinstance(first, IncidentOpened)
     assert isinstance(again, IncidentOpened)
     assert first.incident == Incident(number=1, root="db", since=5.0, correlation="db@1.000")

@@ -627,6 +627,10 @@ def test_a_relapse_in_probation_goes_on_where_it_was() -> None:
     assert hand.condition().not_before == pytest.approx(hand.now + 10.0)
     hand.act()
     assert hand.said(Intended)[-1].intent == "1/db/2/0"
+    hand.finish()
+    hand.recover()
+    hand.fail()
+    assert hand.said(IncidentOpened)[-1].incident.reopened == 2
 
 
 @pytest.mark.parametrize(("slow_retry", "wait"), [(900.0, 900.0), (None, inf)])

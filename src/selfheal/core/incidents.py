@@ -64,9 +64,9 @@ def explained(ledger: Ledger, policy: Policy) -> bool:
     return False
 
 
-def opened(ledger: Ledger, name: str, number: int, now: float, correlation: str, *, relapse: bool) -> Record:
+def opened(name: str, number: int, now: float, correlation: str, *, reopened: int = 0) -> Record:
     """Return the record that opens an incident, or opens it again."""
-    incident = Incident(number=number, root=name, since=now, correlation=correlation, reopened=int(relapse))
+    incident = Incident(number=number, root=name, since=now, correlation=correlation, reopened=reopened)
     return IncidentOpened(at=now, service=name, incident=incident)
 
 

@@ -149,6 +149,7 @@ def failed(
     cause: Cause | None,
     wait: float,
     level: int,
+    relapses: int = 0,
 ) -> Condition:
     """The failure is believed. `fresh` begins a new count of attempts, in an incident that `opens` now or not."""
     # One more than a window holds: the last may turn out to have been a parent's failure.
@@ -171,6 +172,7 @@ def failed(
         approved=None,
         not_before=now + wait if wait else 0.0,
         level=level,
+        relapses=relapses,
         well_since=inf,
         confirmed=times,
         **changes,
@@ -337,6 +339,7 @@ def afresh(condition: Condition, now: float, state: State, **changes: Any) -> Co
         well_since=inf,
         probation_until=0.0,
         last_incident=None,
+        relapses=0,
         **changes,
     )
 

@@ -477,6 +477,7 @@ class Condition:
     well_since: float = inf
     probation_until: float = 0.0
     last_incident: int | None = None
+    relapses: int = 0
     confirmed: tuple[float, ...] = ()
 
 
@@ -558,7 +559,10 @@ class Suppression:
 
 @attrs.frozen(kw_only=True)
 class Incident:
-    """An outage: the service it began with and, under its number, everything folded into it."""
+    """An outage: the service it began with and, under its number, everything folded into it.
+
+    `reopened` counts how often it was open again after a relapse.
+    """
 
     number: int
     root: str

@@ -80,8 +80,9 @@ class Repair:
         condition = self.desk.ledger.conditions[name]
         number, opens, relapse = incidents.belongs_to(self.desk.ledger, policy, condition, self.desk.now)
         correlation = condition.correlation or f"{name}@{min(e.failing_since, self.desk.now):.3f}"
+        relapses = condition.relapses + opens if relapse else 0
         if opens:
-            self.desk.say(incidents.opened(self.desk.ledger, name, number, self.desk.now, correlation, relapse=relapse))
+            self.desk.say(incidents.opened(name, number, self.desk.now, correlation, reopened=relapses))
         level = machine.level_now(policy, condition, self.desk.now)
         attempt = condition.attempt if relapse else 0
         wait = machine.pause(policy, self.desk.ledger.fleet.seed, number, attempt, level)
@@ -95,6 +96,7 @@ class Repair:
             cause=e.cause,
             wait=wait,
             level=level,
+            relapses=relapses,
         )
         if actor or incidents.explained(self.desk.ledger, policy):
             # A person's word is no confirmed failure, and its parent's failure is not its own flapping.
