@@ -81,9 +81,9 @@ class Host:
         """Answer what was asked for; if nothing was, wake at the first grid point with something due."""
         engine, receive = self.engine, self.engine.receive
         if not self.wanted:
-            event = TimePassed(at=ceil(engine.deadline / GRID) * GRID)
+            wake = TimePassed(at=ceil(engine.deadline / GRID) * GRID)
             begun = perf_counter()
-            output = receive(event)
+            output = receive(wake)
             self.waking.append(perf_counter() - begun - CLOCK)
             self.take(output)
             return
@@ -214,7 +214,8 @@ def main() -> None:
     gc.unfreeze()
     print(f"a bare call that returns a pair: {floor:.3f} us; reading the clock is taken off")
     print(
-        f"{'services':>9} {'result us':>16} {'x bare':>7} {'wake us':>16} {'failing us':>16} {'engine B':>9} {'policy B':>9}"
+        f"{'services':>9} {'result us':>16} {'x bare':>7} {'wake us':>16} {'failing us':>16} "
+        f"{'engine B':>9} {'policy B':>9}"
     )
     for count in counts:
         columns = [median(each[count]) for each in (results, wakes, failures)]
@@ -222,7 +223,8 @@ def main() -> None:
         result, wake, failing = (f"{us:8.2f} x{us / first:<5.2f}" for us, first in zip(columns, firsts, strict=True))
         policy, engine = bytes_each(count)
         print(
-            f"{count:>9} {result:>16} {columns[0] / floor:>7.0f} {wake:>16} {failing:>16} {engine:>9.0f} {policy:>9.0f}",
+            f"{count:>9} {result:>16} {columns[0] / floor:>7.0f} {wake:>16} {failing:>16} "
+            f"{engine:>9.0f} {policy:>9.0f}",
             flush=True,
         )
 

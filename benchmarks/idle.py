@@ -7,7 +7,7 @@ All rows run side by side in the same window, each in a process of its own, agai
 whatever else the machine does. CPU is that of the whole process in the window, memory its proportional set size (pages
 shared with the other rows are split among them) at the end of it. Needs gcc.
 
-    C          paced.c, five checks a window: what five checks and their wake-ups cost at all
+    C          paced.c at its slowest (50 a second, less than one to a wake-up), for as many checks
     anyio      a task for each service: sleep, connect, close; nothing imported but anyio and attrs
     supervisor a supervisor of five, its journal a file (on asyncio; on trio)
     daemon     `selfheal run` with the same five in a file
@@ -16,20 +16,18 @@ shared with the other rows are split among them) at the end of it. Needs gcc.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
+from yardstick import Yardstick, yardstick
+
 INTERVAL = 30.0
 SERVICES = 5
 WARM = 8.0
 """Seconds before the window: imports, start, the first checks, the first flush."""
-
-TICKS = os.sysconf("SC_CLK_TCK")
 
 BARE = """
 import sys, attrs, anyio
@@ -98,12 +96,10 @@ def commands(folder: str, port: str) -> dict[str, list[str]]:
     }
 
 
-def paced(folder: str, port: str, seconds: float) -> float:
-    """Return the processor seconds a window of checks costs in C: at one wake-up for each check, the dearest rate."""
-    out = subprocess.run(
-        [f"{folder}/paced", "tcp", port, "50", "4"], check=True, capture_output=True, text=True
-    ).stdout.split()
-    return float(out[2]) / 1e6 * SERVICES * seconds / INTERVAL
+def paced(c: Yardstick, seconds: float) -> float:
+    """Return the processor seconds that the checks of a window cost in C, each with a wake-up of its own."""
+    each = c.measure("tcp", "50", "4")[2]
+    return each / 1e6 * SERVICES * seconds / INTERVAL
 
 
 def main() -> None:
@@ -111,29 +107,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120.0)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("paced", "server"):
-            subprocess.run(["gcc", "-O2", "-o", f"{folder}/{name}", HERE / "c" / f"{name}.c"], check=True)
-        with subprocess.Popen([f"{folder}/server"], stdout=subprocess.PIPE, text=True) as server:
-            assert server.stdout is not None
-            port = server.stdout.readline().strip()
-            running = {
-                row: subprocess.Popen(command, stderr=subprocess.DEVNULL)
-                for row, command in commands(folder, port).items()
-            }
-            try:
-                time.sleep(WARM)
-                before = {row: processor(process.pid) for row, process in running.items()}
-                in_c = paced(folder, port, options.seconds)
-                time.sleep(max(0.0, options.seconds - 5.0))
-                used = {row: processor(process.pid) - before[row] for row, process in running.items()}
-                held = {row: memory(process.pid) for row, process in running.items()}
-            finally:
-                for process in running.values():
-                    process.terminate()
-                for process in running.values():
-                    process.wait(15)
-                server.terminate()
+    with yardstick() as c, tempfile.TemporaryDirectory() as folder:
+        running = {
+            row: subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            for row, command in commands(folder, c.port).items()
+        }
+        try:
+            time.sleep(WARM)
+            before = {row: processor(process.pid) for row, process in running.items()}
+            until = time.monotonic() + options.seconds
+            in_c = paced(c, options.seconds)
+            time.sleep(max(0.0, until - time.monotonic()))
+            for row, process in running.items():
+                if process.poll() is not None:
+                    raise RuntimeError(f"{row} ended with {process.returncode}")
+            used = {row: processor(process.pid) - before[row] for row, process in running.items()}
+            held = {row: memory(process.pid) for row, process in running.items()}
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait(15)
     print(f"{SERVICES} services every {INTERVAL:g} s, window of {options.seconds:g} s")
     print(f"{'row':22} {'CPU %':>8} {'x anyio':>8} {'x C':>8} {'PSS MiB':>8} {'over anyio':>11}")
     print(f"{'C':22} {in_c / options.seconds * 100:8.4f} {in_c / used['anyio']:8.2f} {1.0:8.2f}")

@@ -1,14 +1,15 @@
 """What the journal costs: bytes of a quiet check, batches per second, time to open, verify and read.
 
-Run it from the repository: `python benchmarks/journal.py [folder]`. The folder should lie on the disk in question;
-durable figures are those of its `fsync`.
+    python benchmarks/journal.py [folder]
+
+The folder should lie on the disk in question; durable figures are those of its `fsync`.
 """
 
 from __future__ import annotations
 
+import argparse
 import random
 import resource
-import sys
 import tempfile
 import threading
 import time
@@ -190,8 +191,10 @@ def upkeep(folder: Path) -> None:
 
 def main() -> None:
     """Print every figure."""
-    root = sys.argv[1] if len(sys.argv) > 1 else None
-    with tempfile.TemporaryDirectory(dir=root) as name:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", help="on the disk in question; by default that for temporary files")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         for services, hours in ((5, 24.0), (500, 2.0)):
             for age in (1e5, 1e8):

@@ -1,4 +1,6 @@
-"""Law 15 in figures: what bad plugins cost the good ones, and what one check costs. Run: python benchmarks/law15.py
+"""Law 15 in figures: what bad plugins cost the good ones, and what one check costs.
+
+    python benchmarks/law15.py [backend ...]
 
 Twenty good plugins answer every 100 ms, each in 5 ms, beside one bad one. `late` is how long after its time a good
 check began, `answer` how long the host waited for it; both in milliseconds.
@@ -7,9 +9,9 @@ check began, `answer` how long the host waited for it; both in milliseconds.
 # ruff: noqa: ASYNC251  # blocking a loop is the subject
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -153,7 +155,9 @@ async def cost(count: int = 5000) -> None:
 
 
 def main() -> None:
-    for backend in sys.argv[1:] or ["asyncio", "trio"]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backends", nargs="*", default=["asyncio", "trio"])
+    for backend in parser.parse_args().backends:
         print(f"{backend}: {GOOD} good plugins beside")
         for bad in (None, blocks, spins_in_a_thread, never_returns, raises_system_exit):
             anyio.run(partial(beside, bad), backend=backend)

@@ -4,8 +4,8 @@
     python benchmarks/probes.py --rates 1000 --rounds 3 --seconds 3
 
 The runner alone, under the smallest scheduler that keeps a grid; the engine and the journal come on top. Rounds are
-interleaved (C, asyncio, trio, C, …) and medians compared, because machines differ and are shared: only ratios mean
-something. Needs gcc.
+interleaved (C, asyncio, trio, C, …), ratios taken within a round, and medians of them printed, because machines differ
+and are shared: only ratios mean something. Needs gcc.
 """
 
 from __future__ import annotations
@@ -13,19 +13,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import resource
 import statistics
-import subprocess
 import sys
-import tempfile
 import tracemalloc
 from collections.abc import Callable
 from math import inf
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import anyio
+from yardstick import GRID, Yardstick, addresses, cpu, figures, many_files, numbers, yardstick
 
 from selfheal.builtin.wire_checks import HttpCheck, RedisPing, TcpCheck
 from selfheal.core.model import PASSING
@@ -35,18 +32,11 @@ from selfheal.shell.probes import ProbeRunner
 from selfheal.shell.readiness import Readiness
 from selfheal.testing import servers
 
-GRID = 0.010
-HERE = Path(__file__).parent
 KINDS: dict[str, Callable[[str], Any]] = {
     "tcp": lambda address: TcpCheck(address=address),
     "http": lambda address: HttpCheck(url=f"http://{address}/health"),
     "ping": lambda address: RedisPing(url=f"redis://{address}"),
 }
-
-
-def addresses(port: int, count: int) -> list[str]:
-    """One address for each service, as in paced.c."""
-    return [f"127.1.{i // 250}.{i % 250 + 1}:{port}" for i in range(count)]
 
 
 class Pace:
@@ -111,21 +101,12 @@ class Pace:
         self.runner.close()
 
     def report(self) -> str:
-        late = sorted(self.late)
-        each = self.used / self.done * 1e6
-        p50, p99 = late[len(late) // 2] * 1e3, late[len(late) * 99 // 100] * 1e3
-        return f"{self.done} {self.failed} {each:.3f} {p50:.3f} {p99:.3f}"
-
-
-def cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+        return figures(self.done, self.failed, self.used, self.late)
 
 
 def child(backend: str, kind: str, port: int, rate: int, seconds: float, mute: int, mute_address: str) -> None:
     """One round of ours, in a process of its own."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    many_files()
 
     async def main() -> None:
         pace = Pace(seconds)
@@ -166,11 +147,6 @@ def memory(port: int, kind: str, count: int = 1000) -> float:
     return asyncio.run(main())
 
 
-def numbers(command: list[str]) -> tuple[float, ...]:
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return tuple(float(word) for word in out.split())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", default="100,1000,10000")
@@ -184,36 +160,28 @@ def main() -> None:
         backend, kind, port, rate, seconds, mute, address = options.child
         child(backend, kind, int(port), int(rate), float(seconds), int(mute), address)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("paced", "server"):
-            subprocess.run(["gcc", "-O2", "-o", f"{folder}/{name}", HERE / "c" / f"{name}.c"], check=True)
-        with subprocess.Popen([f"{folder}/server"], stdout=subprocess.PIPE, text=True) as server:
-            assert server.stdout is not None
-            port = server.stdout.readline().strip()
-            try:
-                compare(folder, port, options)
-            finally:
-                server.terminate()
+    with yardstick() as c:
+        compare(c, options)
 
 
-def compare(folder: str, port: str, options: argparse.Namespace) -> None:
+def compare(c: Yardstick, options: argparse.Namespace) -> None:
     """Run the rounds and print the table."""
-    seconds = str(options.seconds)
+    port, seconds = c.port, str(options.seconds)
     backends = options.backends.split(",")
     print(f"{'rate':>6} {'kind':5} {'loop':8} {'us/check':>9} {'x C':>6} {'p50 ms':>7} {'p99 ms':>7}  failed")
     for rate in options.rates.split(","):
         for kind in options.kinds.split(","):
             found: dict[str, list[tuple[float, ...]]] = {"C": [], **{backend: [] for backend in backends}}
             for _ in range(options.rounds):
-                found["C"].append(numbers([f"{folder}/paced", kind, port, rate, seconds]))
+                found["C"].append(c.measure(kind, rate, seconds))
                 for backend in backends:
                     found[backend].append(ours(backend, kind, port, rate, seconds))
-            base = statistics.median(row[2] for row in found["C"])
             for name, rows in found.items():
+                times = statistics.median(row[2] / c_row[2] for row, c_row in zip(rows, found["C"], strict=True))
                 each, p50, p99 = (statistics.median(row[column] for row in rows) for column in (2, 3, 4))
                 failed = int(sum(row[1] for row in rows))
                 print(
-                    f"{rate:>6} {kind:5} {name:8} {each:9.1f} {each / base:6.2f} {p50:7.2f} {p99:7.2f}  {failed}",
+                    f"{rate:>6} {kind:5} {name:8} {each:9.1f} {times:6.2f} {p50:7.2f} {p99:7.2f}  {failed}",
                     flush=True,
                 )
     with servers.hang() as mute:

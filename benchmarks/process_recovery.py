@@ -1,14 +1,16 @@
 """How long after SIGKILL a death is heard, and how long until a new process runs; and what running a command costs.
 
-Run it alone: `python benchmarks/process_recovery.py [kills] [--no-systemd]`. Times are milliseconds: median, least,
-most. The death is heard twice: of a child of ours, and of a process that an earlier manager had started and ours has
-adopted.
+    python benchmarks/process_recovery.py [kills] [--no-systemd]
 
-Then the whole supervisor keeps a small server alive (c/server.c; needs gcc): from SIGKILL to its next good check, the
-check being a PING of a prober in a process of its own that asks without pause; budgets and backoff are lifted, because
-here the same thing dies twenty times in a minute. Beside it, the same server and the same
-prober under systemd with `Restart=always` and `RestartSec=0`, booted in a container over this machine's own files;
-that needs root, systemd-nspawn and overlayfs, and is left out, with the reason, where one of them is missing.
+Run it alone. Times are milliseconds: median, least, most. First the whole supervisor keeps a small server alive
+(c/server.c; needs gcc): from SIGKILL to its next good check, the check being a PING of a prober in a process of its own
+that asks without pause; budgets and backoff are lifted, because here the same thing dies twenty times in a minute.
+Beside it, the same server and the same prober under systemd with `Restart=always` and `RestartSec=0`, booted in a
+container over this machine's own files; that needs root, systemd-nspawn and overlayfs, and is left out, saying why,
+where one of them is missing. Supervisor and systemd take turns, a quarter of the kills each time.
+
+Then the parts: when a death is heard, of a child of ours and of a process that an earlier manager had started and ours
+has adopted, and until a new process runs.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import anyio
 import attrs
+from yardstick import build
 
 from selfheal import Service, Supervisor
 from selfheal.builtin import proc
@@ -39,7 +43,7 @@ from selfheal.builtin.process import ProcessWorkload
 from selfheal.builtin.spawn import run
 from selfheal.builtin.wire_checks import RedisPing
 from selfheal.core.messages import CheckFinished
-from selfheal.core.model import Backoff, State, Verdict
+from selfheal.core.model import Backoff, Limits, State, Verdict
 
 STARTER = """
 import asyncio, sys
@@ -47,6 +51,10 @@ sys.path.insert(0, sys.argv[1])
 from process_recovery import given, workload
 asyncio.run(workload(sys.argv[2]).start(given()))
 """
+
+
+TURNS = 4
+"""Turns that the supervisor and systemd take, so that both share whatever else the machine does."""
 
 
 @attrs.define(kw_only=True)
@@ -215,8 +223,11 @@ def serving(program: Path, port: int) -> int:
     return 0
 
 
-async def supervised(program: Path, kills: int, settle: float | None) -> None:
-    """Kill what a supervisor runs, each time it has become well again."""
+async def supervised(program: Path, kills: int, settle: float | None) -> tuple[list[float], list[float]]:
+    """Kill what a supervisor runs, each time it has become well again.
+
+    Return the seconds until there was an answer, and until the supervisor's own next good check ended.
+    """
     answered, checked = [], []
     port = free_port()
     step: dict[str, Any] = {"action": "restart"} if settle is None else {"action": "restart", "settle": settle}
@@ -234,7 +245,8 @@ async def supervised(program: Path, kills: int, settle: float | None) -> None:
         )
         prober = Prober(port)
         try:
-            async with Supervisor([service], journal=Path(folder) / "journal.db") as supervisor:
+            limits, journal = Limits(budget_floor=1_000_000), Path(folder) / "journal.db"
+            async with Supervisor([service], journal=journal, limits=limits) as supervisor:
                 running: Any = supervisor._running
                 for _ in range(kills):
                     await well(running)
@@ -243,15 +255,14 @@ async def supervised(program: Path, kills: int, settle: float | None) -> None:
                     checked.append(await good_check(running, running.loop.at(killed)) - running.loop.at(killed))
         finally:
             prober.close()
-    what = "as set by default (15 s)" if settle is None else f"of {settle:g} s"
-    told(f"SIGKILL to PONG, supervisor, a settling {what}", answered)
-    told("  ... to its own next good check", checked)
+    return answered, checked
 
 
 async def well(running: Any) -> None:
     """Wait until the service is healthy, and a moment more."""
-    while running.engine.ledger.conditions["server"].state is not State.HEALTHY:  # nobody tells us
-        await asyncio.sleep(0.05)
+    async with running.stream.subscribe() as records:
+        while running.engine.ledger.conditions["server"].state is not State.HEALTHY:
+            await records.receive()
     await asyncio.sleep(0.2)
 
 
@@ -315,8 +326,8 @@ def stopped(container: subprocess.Popen[bytes]) -> None:
         container.wait()
 
 
-def systemd(program: Path, kills: int) -> None:
-    """Kill what systemd runs."""
+def systemd(program: Path, kills: int) -> list[float]:
+    """Kill what systemd runs; return the seconds until there was an answer."""
     port, answered = free_port(), []
     with booted(program, port):
         prober = Prober(port)
@@ -329,7 +340,34 @@ def systemd(program: Path, kills: int) -> None:
                 answered.append(again - killed)
         finally:
             prober.close()
-    told("SIGKILL to PONG, systemd, RestartSec=0", answered)
+    return answered
+
+
+async def side_by_side(program: Path, kills: int, *, with_systemd: bool) -> None:
+    """Let the supervisor and systemd take turns."""
+    ours: list[list[float]] = []
+    theirs: list[list[float]] = []
+    checked: list[float] = []
+    for _ in range(TURNS):
+        answered, good = await supervised(program, max(1, kills // TURNS), settle=0.0)
+        ours.append(answered)
+        checked += good
+        if with_systemd:
+            try:
+                theirs.append(await asyncio.to_thread(systemd, program, max(1, kills // TURNS)))
+            except OSError as problem:
+                print(f"systemd is left out: {problem}")
+                with_systemd = False
+    told("SIGKILL to PONG, supervisor, a settling of 0 s", [*chain(*ours)])
+    told("  ... to its own next good check", checked)
+    if with_systemd:
+        told("SIGKILL to PONG, systemd, RestartSec=0", [*chain(*theirs)])
+        ratios = [statistics.median(a) / statistics.median(b) for a, b in zip(ours, theirs, strict=True)]
+        print(f"{'supervisor / systemd, by turns: median, least, most':<58} {statistics.median(ratios):8.2f}", end=" ")
+        print(f"[{min(ratios):.2f}-{max(ratios):.2f}]")
+    answered, good = await supervised(program, max(1, kills // 10), settle=None)
+    told("SIGKILL to PONG, supervisor, a settling of 15 s (default)", answered)
+    told("  ... to its own next good check", good)
 
 
 async def main() -> None:
@@ -338,16 +376,8 @@ async def main() -> None:
     parser.add_argument("--no-systemd", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "server"
-        source = Path(__file__).parent / "c" / "server.c"
-        await asyncio.to_thread(subprocess.run, ["gcc", "-O2", "-o", program, source], check=True)
-        await supervised(program, options.kills, settle=0.0)
-        await supervised(program, max(1, options.kills // 10), settle=None)
-        if not options.no_systemd:
-            try:
-                await asyncio.to_thread(systemd, program, options.kills)
-            except OSError as problem:
-                print(f"systemd is left out: {problem}")
+        program = await asyncio.to_thread(build, "server", Path(folder))
+        await side_by_side(program, options.kills, with_systemd=not options.no_systemd)
     await deaths(options.kills, adopted=False)
     await deaths(options.kills, adopted=True)
     await commands(options.kills * 10)

@@ -1,7 +1,7 @@
 """What the whole supervisor costs: CPU per check and lateness, beside a paced C loop and plain anyio of the same run.
 
     python benchmarks/supervisor.py                                       # everything, about twenty minutes
-    python benchmarks/supervisor.py --rates 1000 --kinds tcp --rounds 3 --rows C,asyncio,probes
+    python benchmarks/supervisor.py --rates 1000 --kinds tcp --rounds 3 --rows C,asyncio,anyio
 
 Each service is checked once a second, without jitter, so that each has a grid point of its own to be late for. Rows:
 
@@ -9,10 +9,13 @@ Each service is checked once a second, without jitter, so that each has a grid p
     probes    our runner of wire checks alone, under the smallest scheduler that keeps a grid (benchmarks/probes.py)
     asyncio   the supervisor, its journal a file; `trio` likewise
     memory    the supervisor on asyncio without a journal: what it keeps is in memory
-    naive     what one writes by hand: a task for each service, `anyio.connect_tcp` in `fail_after`, nothing else
+    anyio     what one writes by hand: a task for each service, `anyio.connect_tcp` in `fail_after`, nothing else; up
+              to 1,000 a second, because it cannot keep up with ten times that
 
-Rounds are interleaved and medians compared, because machines differ and are shared: only ratios mean something. CPU is
-that of the whole process, the thread of the journal included. Needs gcc. The journal lies in `--folder`.
+Rounds are interleaved, ratios are taken within a round, and medians of them printed, because machines differ and are
+shared: only ratios mean something. CPU is that of the whole process, the thread of the journal included; lateness is
+that of the beginning of a check, from the grid point at which it was due. Then a hundred services that answer, without
+and with ten that never do, and the memory of a service. Needs gcc. The journal lies in `--folder`.
 """
 
 from __future__ import annotations
@@ -20,9 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import tracemalloc
@@ -33,7 +34,8 @@ from time import monotonic
 from typing import Any
 
 import anyio
-from probes import GRID, HERE, KINDS, addresses, cpu, numbers, ours
+from probes import KINDS, ours
+from yardstick import GRID, Yardstick, addresses, cpu, figures, many_files, numbers, yardstick
 
 from selfheal import Service, Supervisor
 from selfheal.builtin.wire_checks import RedisPing
@@ -45,7 +47,7 @@ WARM = 3.0
 """Seconds before counting: two checks of each service, and one flush of the journal."""
 
 REQUESTS = {
-    "http": b"GET /health HTTP/1.1\r\nHost: h\r\nUser-Agent: naive\r\nAccept: */*\r\nConnection: close\r\n\r\n",
+    "http": b"GET /health HTTP/1.1\r\nHost: h\r\nUser-Agent: by-hand\r\nAccept: */*\r\nConnection: close\r\n\r\n",
     "ping": b"*1\r\n$4\r\nPING\r\n",
 }
 
@@ -64,13 +66,6 @@ def fleet(kind: str, port: int, count: int, mute: int = 0, mute_address: str = "
 
 
 # -- one round, in a process of its own --------------------------------------------------------------------------------
-
-
-def report(used: float, late: list[float], failed: int) -> None:
-    """Print what `probes.numbers` reads: checks, failures, microseconds per check, lateness p50 and p99 in ms."""
-    late.sort()
-    done = len(late)
-    print(done, failed, used / done * 1e6, late[done // 2] * 1e3, late[done * 99 // 100] * 1e3)
 
 
 def results(running: Any, since: float, until: float) -> Iterator[CheckFinished]:
@@ -109,10 +104,10 @@ async def supervise(
             due = phase + (event.started + 0.001 - phase) // 1.0
             late.append(event.started - ceil(due / GRID - 1e-6) * GRID)
             failed += event.result is not PASSING and event.result.verdict is not PASSING.verdict
-        report(used, late, failed)
+        print(figures(len(late), failed, used, late))
 
 
-async def naive(kind: str, port: int, rate: int, seconds: float) -> None:
+async def by_hand(kind: str, port: int, rate: int, seconds: float) -> None:
     """Do the same as people do at first: a task for each service."""
     late: list[float] = []
     failures = 0
@@ -150,17 +145,16 @@ async def naive(kind: str, port: int, rate: int, seconds: float) -> None:
         late.clear()
         failures, used = 0, cpu()
         await anyio.sleep(seconds)
-        report(cpu() - used, late, failures)
+        print(figures(len(late), failures, cpu() - used, late))
         tasks.cancel_scope.cancel()
 
 
 def child(options: argparse.Namespace) -> None:
     """Run one round of ours and print its figures."""
     row, kind, port, rate, seconds, mute, address = options.child
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if row == "naive":
-        asyncio.run(naive(kind, int(port), int(rate), float(seconds)))
+    many_files()
+    if row == "anyio":
+        asyncio.run(by_hand(kind, int(port), int(rate), float(seconds)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         journal = None if row == "memory" else Path(folder) / "journal.db"
@@ -193,48 +187,58 @@ def memory(port: int, kind: str, folder: str | None, count: int = 1000) -> float
 
 
 def one(
-    row: str, kind: str, port: str, rate: str, options: argparse.Namespace, mute: str = "0", address: str = ""
+    row: str, kind: str, rate: str, c: Yardstick, options: argparse.Namespace, mute: str = "0", address: str = ""
 ) -> tuple[float, ...]:
     """Run one round of one row in a process of its own; return its figures."""
     seconds = str(options.seconds)
     if row == "C":
-        return numbers([f"{options.built}/paced", kind, port, rate, seconds])
+        return c.measure(kind, rate, seconds)
     if row == "probes":
-        return ours("asyncio", kind, port, rate, seconds)
+        return ours("asyncio", kind, c.port, rate, seconds)
     where = ["--folder", options.folder] if options.folder else []
-    return numbers([sys.executable, __file__, *where, "--child", row, kind, port, rate, seconds, mute, address])
+    return numbers([sys.executable, __file__, *where, "--child", row, kind, c.port, rate, seconds, mute, address])
 
 
-def compare(port: str, options: argparse.Namespace) -> None:
+def times(rounds: list[tuple[float, ...]], others: list[tuple[float, ...]] | None) -> str:
+    """Return how many times as much processor one row takes as another: the median of the ratios of each round."""
+    if others is None:
+        return "-"
+    return f"{statistics.median(ours[2] / theirs[2] for ours, theirs in zip(rounds, others, strict=True)):.2f}"
+
+
+def compare(c: Yardstick, options: argparse.Namespace) -> None:
     """Run the rounds and print the table."""
-    rows = options.rows.split(",")
-    print(f"{'rate':>6} {'kind':5} {'row':8} {'us/check':>9} {'x C':>6} {'p50 ms':>7} {'p99 ms':>8}  checks  failed")
+    print(
+        f"{'rate':>6} {'kind':5} {'row':8} {'us/check':>9} {'x C':>6} {'x anyio':>8} {'p50 ms':>7} {'p99 ms':>8} "
+        f"{'checks':>7}  failed"
+    )
     for rate in options.rates.split(","):
         for kind in options.kinds.split(","):
-            here = [row for row in rows if row != "naive" or int(rate) <= 1000]  # it cannot keep up with more
+            here = [row for row in options.rows.split(",") if row != "anyio" or int(rate) <= 1000]
             found: dict[str, list[tuple[float, ...]]] = {row: [] for row in here}
             for _ in range(options.rounds):
                 for row in here:
-                    found[row].append(one(row, kind, port, rate, options))
-            base = statistics.median(figures[2] for figures in found[here[0]])
-            for row, all_figures in found.items():
-                done, failed, each, p50, p99 = (statistics.median(column) for column in zip(*all_figures, strict=True))
+                    found[row].append(one(row, kind, rate, c, options))
+            for row, rounds in found.items():
+                done, failed, each, p50, p99 = (statistics.median(column) for column in zip(*rounds, strict=True))
                 print(
-                    f"{rate:>6} {kind:5} {row:8} {each:9.1f} {each / base:6.2f} {p50:7.2f} {p99:8.2f} {done:7.0f}  "
-                    f"{failed:.0f}",
+                    f"{rate:>6} {kind:5} {row:8} {each:9.1f} {times(rounds, found.get('C')):>6} "
+                    f"{times(rounds, found.get('anyio')):>8} {p50:7.2f} {p99:8.2f} {done:7.0f}  {failed:.0f}",
                     flush=True,
                 )
 
 
-def deaf(port: str, options: argparse.Namespace) -> None:
+def deaf(c: Yardstick, options: argparse.Namespace) -> None:
     """Ten that never answer, among a hundred that do."""
-    with servers.hang() as mute:
-        found: dict[str, list[float]] = {"0": [], "10": []}
-        for _ in range(options.rounds):
-            for count, late in found.items():
-                late.append(one("asyncio", "tcp", port, "100", options, count, mute)[4])
+    for backend in [row for row in options.rows.split(",") if row in ("asyncio", "trio")]:
+        with servers.hang() as mute:
+            found: dict[str, list[float]] = {"0": [], "10": []}
+            for _ in range(options.rounds):
+                for count, late in found.items():
+                    late.append(one(backend, "tcp", "100", c, options, count, mute)[4])
         for count, late in found.items():
-            print(f"100 services and {count:>2} mute: p99 of the healthy {statistics.median(late):.2f} ms", flush=True)
+            p99 = statistics.median(late)
+            print(f"100 services and {count:>2} mute, {backend}: p99 of the healthy {p99:.2f} ms", flush=True)
 
 
 def main() -> None:
@@ -242,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", default="100,1000,10000")
     parser.add_argument("--kinds", default="tcp,http,ping")
-    parser.add_argument("--rows", default="C,probes,asyncio,trio,memory,naive", help="all are multiples of the first")
+    parser.add_argument("--rows", default="C,probes,asyncio,trio,memory,anyio")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--folder", help="where the journal lies; by default the folder for temporary files")
@@ -251,20 +255,12 @@ def main() -> None:
     if options.child:
         child(options)
         return
-    with tempfile.TemporaryDirectory() as options.built:
-        for name in ("paced", "server"):
-            subprocess.run(["gcc", "-O2", "-o", f"{options.built}/{name}", HERE / "c" / f"{name}.c"], check=True)
-        with subprocess.Popen([f"{options.built}/server"], stdout=subprocess.PIPE, text=True) as server:
-            assert server.stdout is not None
-            port = server.stdout.readline().strip()
-            try:
-                compare(port, options)
-                deaf(port, options)
-                for kind in options.kinds.split(","):
-                    each = memory(int(port), kind, options.folder)
-                    print(f"{kind}: {each:.0f} bytes a service, everything included", flush=True)
-            finally:
-                server.terminate()
+    with yardstick() as c:
+        compare(c, options)
+        deaf(c, options)
+        for kind in options.kinds.split(","):
+            each = memory(int(c.port), kind, options.folder)
+            print(f"{kind}: {each:.0f} bytes a service, everything included", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
+
+# Tests share code as `tests.core.nets…`: found by `python -m pytest`, which puts this folder on the path, and so by
+# plain `pytest` too.
+ROOT = str(Path(__file__).resolve().parents[1])
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from math import inf, nan
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import pytest
@@ -125,6 +125,20 @@ def test_every_fitting_value_is_accepted(row: Request, parameter: Parameter) -> 
         assert clean[parameter.name] == (list(value) if parameter.kind is Kind.WORDS else value)
 
 
+class Counting(str):
+    """A text that says how often it was written out whole."""
+
+    __slots__ = ()
+    written: ClassVar[int] = 0
+
+    def __repr__(self) -> str:
+        Counting.written += 1
+        return super().__repr__()
+
+
+HUGE: list[Any] = [10**5000, -(10**5000), "x" * 10_000_000, b"x" * 10_000_000, [10**5000] * 3, [["x" * 1000] * 1000]]
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +151,28 @@ def test_every_value_of_another_kind_is_refused_by_the_name_of_its_parameter(
         assert refused.code == "bad_parameter"
         assert str(refused).startswith(f"{row.name}: {parameter.name} ")
         assert len(str(refused)) < 250, "what was wrong is shown, not repeated at length"
+
+
+@pytest.mark.parametrize("value", HUGE, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("kind", Kind)
+def test_a_huge_value_is_refused_in_few_words(kind: Kind, value: Any) -> None:
+    row, parameter = next(one for one in PARAMETERS if one[1].kind is kind)
+    refused = refusal(row.name, {**needed(row), parameter.name: value})
+    assert refused.code == "bad_parameter"
+    assert len(str(refused)) < 300
+
+
+def test_of_a_huge_value_only_the_beginning_is_looked_at() -> None:
+    Counting.written = 0
+    assert "10000000" in str(refusal("history", {"limit": Counting("x" * 10_000_000)}))
+    refusal(Counting("y" * 10_000_000), {})
+    refusal("status", {Counting("z" * 10_000_000): 1})
+    assert Counting.written == 0
+
+
+def test_a_number_with_thousands_of_digits_as_a_name_is_refused_like_any_other() -> None:
+    assert refusal("status", {10**5000: 1}).code == "bad_parameter"  # type: ignore[dict-item]
+    assert refusal(10**5000, {}).code == "unknown_request"
 
 
 @pytest.mark.parametrize(("row", "parameter"), [one for one in PARAMETERS if one[1].choices], ids=lambda one: one.name)

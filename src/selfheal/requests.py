@@ -6,7 +6,7 @@ each door; dispatch is by a look-up here and never by an attribute named in what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
@@ -169,12 +169,12 @@ def checked(name: object, parameters: Mapping[str, Any]) -> tuple[Request, dict[
     """
     request = TABLE.get(name) if isinstance(name, str) else None
     if request is None:
-        raise RequestRefused("unknown_request", f"no request {name!r}; there are: {', '.join(TABLE)}")
+        raise RequestRefused("unknown_request", f"no request {_shown(name)}; there are: {', '.join(TABLE)}")
     known = {parameter.name: parameter for parameter in request.parameters}
     for given in parameters:
         if given not in known:
             raise RequestRefused(
-                "bad_parameter", f"{name} has no parameter {given!r}; it has: {', '.join(known) or 'none'}"
+                "bad_parameter", f"{name} has no parameter {_shown(given)}; it has: {', '.join(known) or 'none'}"
             )
     clean: dict[str, Scalar | list[str]] = {}
     for parameter in request.parameters:
@@ -185,6 +185,24 @@ def checked(name: object, parameters: Mapping[str, Any]) -> tuple[Request, dict[
             continue
         clean[parameter.name] = _checked_value(request.name, parameter, value)
     return request, clean
+
+
+def _shown(value: object) -> str:
+    """Return what was given, in few words: whatever it is, only so much of it is looked at."""
+    match value:
+        case bool() | float() | None:
+            return repr(value)
+        case int():
+            return repr(value) if value.bit_length() <= 256 else f"a number of {value.bit_length()} bits"
+        case str() | bytes():
+            return repr(value) if len(value) <= 60 else f"{value[:60]!r}…, which is {len(value)} long"
+        case list() | tuple():
+            return f"[{', '.join(_shown(one) for one in value)}]" if _short(value) else f"a list of {len(value)}"
+    return f"a {type(value).__name__}"
+
+
+def _short(values: Sequence[object]) -> bool:
+    return len(values) <= 3 and not any(isinstance(one, (list, tuple)) for one in values)
 
 
 def _is_text(value: object) -> bool:
@@ -200,7 +218,7 @@ def _is_text(value: object) -> bool:
 
 def _checked_value(name: str, parameter: Parameter, value: Any) -> Scalar | list[str]:
     def refuse(wanted: str) -> RequestRefused:
-        return RequestRefused("bad_parameter", f"{name}: {parameter.name} must be {wanted}, not {value!r:.80}")
+        return RequestRefused("bad_parameter", f"{name}: {parameter.name} must be {wanted}, not {_shown(value)}")
 
     match parameter.kind:
         case Kind.TEXT:
@@ -221,6 +239,7 @@ def _checked_value(name: str, parameter: Parameter, value: Any) -> Scalar | list
     words = list(value) if parameter.kind is Kind.WORDS else [value]
     if parameter.choices and (wrong := [word for word in words if word not in parameter.choices]):
         raise RequestRefused(
-            "bad_parameter", f"{name}: {parameter.name} has no {wrong[0]!r}; choose from {', '.join(parameter.choices)}"
+            "bad_parameter",
+            f"{name}: {parameter.name} has no {_shown(wrong[0])}; choose from {', '.join(parameter.choices)}",
         )
     return words if parameter.kind is Kind.WORDS else value

@@ -84,7 +84,9 @@ def test_a_condition_calls_for_its_alerts(condition: Condition, rules: dict[str,
     assert alerts.wanted(condition) == rules
 
 
-@pytest.mark.parametrize(("kind", "detail"), alerts.UNATTENDED.items())
+@pytest.mark.parametrize(
+    ("kind", "detail"), [(k, detail) for k, details in alerts.UNATTENDED.items() for detail in details]
+)
 def test_when_nobody_acts_people_are_wanted(kind: str, detail: str) -> None:
     reason = "waiting-for:disk" if kind == "waiting-for" else kind
     said = f", {detail}" if detail else ""

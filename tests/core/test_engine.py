@@ -659,3 +659,35 @@ def test_a_demand_that_runs_out_is_taken_back_in_its_time() -> None:
     hand.until(hand.now + 2.0)
     assert hand.condition().forced is None
     assert hand.said(Moved)[-1].because == "the demand to recover it has run out"
+
+
+@pytest.mark.parametrize("period", [4, 11, 29])
+@pytest.mark.parametrize("grace", [0.0, 60.0])
+def test_a_crash_loop_that_gives_no_instance_its_time_is_seen_and_told(period: int, grace: float) -> None:
+    """Somebody else restarts it again and again: none fails for long enough, and nobody is served."""
+    hand = Hand(service(has_workload=True, start_grace=grace))
+    hand.check("db", PASSING, running(0))
+    began = hand.now
+    while hand.now < began + 420.0:
+        number = int((hand.now - began) / period) + 1
+        hand.check(instance=running(number, since=began + (number - 1) * period))
+    assert hand.state() is State.FAILED
+    assert (hand.reason(), hand.condition().detail) == ("held:workload", "a new instance runs and is being observed")
+    assert "db failed" in hand.alerts
+    assert not hand.actions
+    hand.act(instance=running(999))  # the one that stays is given its time, and then repaired
+    hand.finish()
+    hand.recover(instance=running(1000))
+
+
+def test_a_crash_loop_is_not_believed_before_a_canary_has_answered() -> None:
+    hand = Hand(service(has_workload=True), canaries=["gateway"])
+    hand.canary("gateway")
+    hand.check("db", PASSING, running(0))
+    for number in range(1, 200):
+        hand.check(instance=running(number // 2))
+    assert hand.state() is State.UNHEALTHY
+    hand.canary("gateway")
+    hand.canary("gateway")
+    hand.check(instance=running(500))
+    assert hand.state() is State.FAILED

@@ -499,3 +499,10 @@ def test_the_budget_of_the_fleet_opens_when_its_oldest_action_is_old_enough() ->
     one = sight(limits=Limits(budget_floor=2, budget_per=300.0), fleet_spent=(700.0, 800.0, 900.0))
     assert guards.fleet_opens(one.ledger) == 1100.0
     assert guards.budget_of(one.ledger.fleet) == Budget(limit=2, per=300.0)
+
+
+def test_a_parent_that_looks_well_and_cannot_be_checked_is_said_to_be_unseen() -> None:
+    blind = attrs.evolve(seen(800.0), blind=3)
+    hold = parents(child(), {"db": (WELL, blind)})
+    assert hold is not None
+    assert hold.detail == "checks cannot run: nobody sees whether it is well"

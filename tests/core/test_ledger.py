@@ -183,9 +183,9 @@ def test_the_end_of_an_intent_that_nobody_knows_changes_nothing() -> None:
 
 
 def test_what_is_spent_is_remembered_up_to_a_bound() -> None:
-    ledger = fold(*(intended(f"1/db/{n}/0", at=float(n)) for n in range(1, 301)))
-    assert len(ledger.spent["db"]) == 256
-    assert ledger.spent["db"][-1].at == 300.0
+    ledger = fold(*(intended(f"1/db/{n}/0", at=float(n)) for n in range(1, 1101)))
+    assert len(ledger.spent["db"]) == 1000
+    assert ledger.spent["db"][-1].at == 1100.0
 
 
 # -- incidents, alerts, suppressions, holds, answers ----------------------------------------------------------------
@@ -287,9 +287,9 @@ def test_an_image_does_not_change_with_the_ledger_it_was_taken_from() -> None:
 
 
 def test_what_no_budget_counts_is_forgotten_first() -> None:
-    gentle = [intended(intent=f"g{number}", at=float(number), spends=number == 7) for number in range(400)]
+    gentle = [intended(intent=f"g{number}", at=float(number), spends=number == 7) for number in range(1500)]
     spent = fold(*gentle).spent["db"]
-    assert len(spent) == 256
+    assert len(spent) == 1000
     assert spent[0].intent == "g7"
 
 

@@ -320,4 +320,6 @@ def test_a_clock_that_runs_stands_still_while_the_host_sleeps() -> None:
     acting = machine.begins(DOWN, 100.0, 0)
     assert machine.slept_through(acting, 500.0, 300.0).acting_since == 400.0
     assert machine.slept_through(acting, 500.0, 450.0).acting_since == 500.0
-    assert machine.slept_through(DOWN, 500.0, 300.0) is DOWN
+    assert machine.slept_through(DOWN, 500.0, 300.0) == DOWN
+    asked = attrs.evolve(DOWN, asked=0, asked_at=100.0)
+    assert machine.slept_through(asked, 500.0, 300.0).asked_at == 400.0

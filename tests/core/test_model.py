@@ -153,9 +153,9 @@ def test_s5_a_word_is_no_verdict() -> None:
 
 
 def test_a_budget_larger_than_what_is_remembered_would_never_hold() -> None:
-    assert Policy(name="db", budgets=(Budget(limit=256, per=60.0),)).budgets
-    with pytest.raises(ValueError, match="budgets: 257 is more than is counted; give a limit of at most 256"):
-        Policy(name="db", budgets=(Budget(limit=257, per=60.0),))
+    assert Policy(name="db", budgets=(Budget(limit=1000, per=60.0),)).budgets
+    with pytest.raises(ValueError, match="budgets: 1001 is more than is counted; give a limit of at most 1000"):
+        Policy(name="db", budgets=(Budget(limit=1001, per=60.0),))
 
 
 def test_an_argument_without_a_stored_form_is_refused() -> None:

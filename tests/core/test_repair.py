@@ -27,6 +27,7 @@ from selfheal.core.model import (
     Backoff,
     Cause,
     Dependency,
+    Effect,
     Instance,
     Priority,
     Purpose,
@@ -845,3 +846,73 @@ def test_whose_clock_stands_is_not_moved_by_a_sleep() -> None:
     before = hand.condition()
     hand.feed(WokeLate(at=hand.now + 500.0, late=499.0))
     assert hand.condition() == before
+
+
+def test_nobody_runs_out_of_time_to_answer_while_selfheal_is_away() -> None:
+    hand = Hand(service(steps=(FLUSH,)))
+    hand.reach("held:approval")
+    hand.feed(WokeLate(at=hand.now + 3600.0, late=3590.0))
+    hand.wait(800.0)
+    assert (hand.reason(), hand.condition().attempt) == ("held:approval", 0)
+    hand.restart(down_for=3600.0)
+    hand.wait(800.0)
+    assert (hand.condition().asked, hand.condition().attempt) == (0, 0)
+    assert hand.ask("approve", "db").accepted
+
+
+def test_a_yes_to_a_step_does_not_last_for_days() -> None:
+    hand = Hand(service(steps=(FLUSH,)))
+    hand.reach("held:approval")
+    hand.ask("pause", "db", duration=86400.0)
+    hand.ask("approve", "db")
+    hand.wait(86401.0)
+    hand.check()
+    assert not hand.actions
+    assert (hand.reason(), hand.condition().approved) == ("held:approval", None)
+    hand.ask("approve", "db")
+    hand.act()
+
+
+def test_a_demand_whose_step_never_started_runs_out_all_the_same() -> None:
+    hand = Hand(service())
+    hand.fail()
+    hand.ask("recover", "db")
+    hand.act()
+    hand.wait(1000.0)
+    hand.ask("pause", "db")
+    hand.finish(settled=Settled.NOT_STARTED)
+    hand.wait(0.0)
+    assert hand.condition().forced is None
+
+
+def test_a_parent_that_cannot_be_checked_leaves_its_child_to_people() -> None:
+    hand = Hand(service("db"), service("api", depends_on=NEEDS_DB))
+    hand.well("db", "api")
+    for _ in range(4):
+        hand.check("db", UNRUN)
+    hand.fail("api")
+    for _ in range(4):
+        hand.check("api")
+        hand.check("db", UNRUN)
+    assert hand.reason("api") == "waiting-for:db"
+    assert "api unattended" in hand.alerts
+
+
+def test_what_is_known_of_a_failure_is_known_to_the_next_run() -> None:
+    flush = Step(action="flush", effect=Effect.GENTLE, only_for=frozenset({Cause.OVERLOADED}))
+    hand = Hand(service(steps=(flush,)))
+    hand.act(result=failing(Cause.OVERLOADED))
+    hand.finish()
+    hand.until_true(lambda: hand.reason() == "backoff", result=failing(Cause.OVERLOADED))
+    hand.restart(down_for=1.0)
+    assert hand.reason() == "backoff"
+    assert "db unattended" not in hand.alerts
+
+
+def test_an_action_on_a_service_that_is_gone_has_no_clock_to_stand_still() -> None:
+    hand = Hand(service(), service("api"), service("web"))
+    hand.act()
+    hand.propose(service("api"), service("web"))
+    assert list(hand.ledger.occupied) == ["db"]
+    hand.feed(WokeLate(at=hand.now + 500.0, late=499.0))
+    assert "db" not in hand.ledger.conditions

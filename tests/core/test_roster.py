@@ -514,6 +514,8 @@ def test_nobody_waits_for_ever_because_there_was_no_slow_retry_before() -> None:
     assert hand.condition().not_before == inf
     hand.propose(service(max_retries=1, slow_retry=600.0))
     assert hand.condition().not_before == hand.now + 600.0
+    hand.propose(service(max_retries=1, slow_retry=None))
+    assert hand.condition().not_before == inf  # and off is off at once
     hand.restart(fleet=Fleet(policies=(service(max_retries=3, slow_retry=600.0),)))
     assert hand.condition().not_before <= hand.now + 10.0
     hand.act()
@@ -557,3 +559,40 @@ def test_what_ran_before_a_start_runs_out_after_it() -> None:
     hand.restart(down_for=1.0)
     hand.until(until + 1800.0)
     assert hand.condition("b").forced is None
+
+
+def test_a_change_of_something_else_shortens_no_wait() -> None:
+    hand = Hand(service("db"), service("api", depends_on=NEEDS_DB))
+    hand.well("db", "api")
+    hand.fail("db")
+    hand.fail("api")
+    hand.recover("db")
+    grace = hand.condition("api").not_before
+    assert grace == hand.now + 30.0
+    hand.propose(service("db"), service("api", depends_on=NEEDS_DB, latency_objective=1.0))
+    assert hand.condition("api").not_before == grace
+
+
+def test_a_storm_that_is_calm_among_those_switched_on_at_a_start_is_over() -> None:
+    names = [f"s{number}" for number in range(14)]
+    few = Fleet(policies=tuple(service(name, enabled=number < 6) for number, name in enumerate(names)))
+    hand = Hand(*few.policies)
+    for name in names[:3]:
+        hand.check(name)
+    assert "storm" in hand.ledger.holds
+    hand.restart(fleet=fleet(*names))
+    assert "storm" not in hand.ledger.holds
+
+
+def test_a_reload_that_opens_the_budget_ends_its_alert() -> None:
+    hand = Hand(service("a"), service("b"), budget_floor=1, budget_per=86400.0)
+    hand.act("a")
+    hand.finish("a")
+    hand.recover("a")
+    hand.reach("held:budget", "b")
+    hand.propose(service("a"), service("b"), limits=Limits())
+    hand.act("b")
+    hand.finish("b")
+    hand.recover("b")
+    hand.wait(60.0)
+    assert "budget" not in hand.alerts

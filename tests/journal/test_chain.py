@@ -246,19 +246,26 @@ def everything(path: Path) -> Any:
         reader.close()
 
 
+@attrs.frozen(kw_only=True)
+class Pristine:
+    """A journal, its bytes, and all that can be read of it; shown in few words, as a failing example is."""
+
+    files: Files = attrs.field(repr=False)
+    data: bytes = attrs.field(repr=False)
+    expected: Any = attrs.field(repr=False)
+
+
 @pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Files, bytes, Any]:
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Pristine:
     files = made(tmp_path_factory.mktemp("pristine") / "selfheal.db", rounds=2)
-    return files, files.database.read_bytes(), everything(files.database)
+    return Pristine(files=files, data=files.database.read_bytes(), expected=everything(files.database))
 
 
 @given(place=st.integers(0, 2**40), bit=st.integers(0, 7))
 @settings(deadline=None, max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_flipped_byte_changes_what_is_read_without_being_found(
-    pristine: tuple[Files, bytes, Any], place: int, bit: int
-) -> None:
+def test_no_flipped_byte_changes_what_is_read_without_being_found(pristine: Pristine, place: int, bit: int) -> None:
     """A flip in unused space changes nothing; any other is found by `verify`, or the file is refused."""
-    files, original, expected = pristine
+    files, original, expected = pristine.files, pristine.data, pristine.expected
     broken = bytearray(original)
     used = [index for index, byte in enumerate(original) if byte]
     broken[used[place % len(used)]] ^= 1 << bit
@@ -270,9 +277,36 @@ def test_no_flipped_byte_changes_what_is_read_without_being_found(
         _replace(files.database, original)
 
 
-def test_a_changed_index_is_found(pristine: tuple[Files, bytes, Any]) -> None:
+@pytest.mark.parametrize(
+    ("table", "column", "other"),
+    [
+        ("batches", "kind", "BLOB"),
+        ("batches", "input", "TEXT"),
+        ("batches", "hash", "TEXT"),
+        ("records", "service", "BLOB"),
+        ("records", "body", "TEXT"),
+        ("runs", "body", "TEXT"),
+        ("runs", "seal", "TEXT"),
+        ("snapshots", "state", "TEXT"),
+        ("meta", "value", "TEXT"),
+    ],
+)
+def test_bytes_that_became_a_text_are_found_though_they_are_the_same_bytes(
+    pristine: Pristine, table: str, column: str, other: str
+) -> None:
+    """One bit of the head of a row says which of the two a column is."""
+    files = pristine.files
+    try:
+        with closing(sqlite3.connect(files.database)) as connection, connection:
+            connection.execute(f"UPDATE {table} SET {column} = CAST({column} AS {other}) WHERE {column} IS NOT NULL")
+        assert not verify(files).well
+    finally:
+        _replace(files.database, pristine.data)
+
+
+def test_a_changed_index_is_found(pristine: Pristine) -> None:
     """SQLite's own check passes over some bytes of an index that make a query fail."""
-    files, original, expected = pristine
+    files, original, expected = pristine.files, pristine.data, pristine.expected
     with closing(sqlite3.connect(files.database)) as connection:
         pages = [page for (page,) in connection.execute("SELECT rootpage FROM sqlite_schema WHERE type = 'index'")]
     try:

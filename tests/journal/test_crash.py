@@ -54,7 +54,7 @@ def test_the_points_are_those_of_the_source() -> None:
 
 
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("occurrence", [1, 4])
+@pytest.mark.parametrize("occurrence", [1, 3, 4])  # every third batch is told to be durable, the others are not
 def test_a_kill_at_any_point_loses_nothing_that_was_acknowledged(tmp_path: Path, point: str, occurrence: int) -> None:
     path = tmp_path / "selfheal.db"
     acknowledged, killed = killed_child(path, point, occurrence)

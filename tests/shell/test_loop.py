@@ -7,6 +7,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
+import attrs
 import pytest
 
 from selfheal.core.engine import Engine
@@ -23,12 +24,12 @@ from selfheal.core.messages import (
     TimePassed,
     WokeLate,
 )
-from selfheal.core.model import PASSING, Fleet, Limits, Policy, Purpose, Settled
+from selfheal.core.model import PASSING, Cause, CheckResult, Fleet, Limits, Policy, Purpose, Settled, Verdict
 from selfheal.core.records import Delivered, Doubted, Record
 from selfheal.core.routing import DeliveryFinished
 from selfheal.errors import JournalError
 from selfheal.journal.store import Batch
-from selfheal.shell.loop import GRID, PULSE, SNAPSHOT_EVERY, Loop
+from selfheal.shell.loop import GRID, PULSE, ROUNDS, SNAPSHOT_EVERY, Loop
 
 
 class Scripted(Engine):
@@ -96,7 +97,7 @@ class Probes:
 class World:
     """A loop with everything around it in the hands of a test."""
 
-    def __init__(self, *, fleet: Fleet | None = None) -> None:
+    def __init__(self, *, fleet: Fleet | None = None, grid: float = GRID) -> None:
         self.engine = Scripted()
         if fleet is not None:
             self.engine.desk.ledger.fleet = fleet
@@ -114,6 +115,7 @@ class World:
             probes=self.probes,  # type: ignore[arg-type]  # what the loop asks of them
             at=100.0,
             number=7,
+            grid=grid,
         )
 
     def do(self, command: Command) -> None:
@@ -387,6 +389,140 @@ def test_what_is_due_sooner_is_said_to_who_wakes_us() -> None:
     assert len(asked) == 1
 
 
+# -- what passed may wait a moment -----------------------------------------------------------------------------------
+
+
+def _woken_soon(grid: float = 10.0) -> World:
+    """Return a world whose loop plans to wake within a step of its grid, one that is wide enough for any machine."""
+    world = World(grid=grid)
+    world.engine.wakes = 100.0 + grid
+    assert world.loop.at(world.loop.beat()) == pytest.approx(100.0 + grid)
+    return world
+
+
+def _failed(world: World) -> CheckFinished:
+    return attrs.evolve(_checked(world), result=CheckResult(Verdict.FAILING, cause=Cause.UNREACHABLE))
+
+
+def _passed(world: World, service: str) -> CheckFinished:
+    return attrs.evolve(_checked(world), service=service)
+
+
+def test_what_passed_shortly_before_a_wake_up_is_heard_with_it_in_order_and_once() -> None:
+    world = _woken_soon()
+    results = [_passed(world, name) for name in ("a", "b", "c")]
+    for result in results:
+        world.post(result)
+    assert [event for event in world.engine.heard if isinstance(event, CheckFinished)] == []
+    world.engine.wakes = 0.0
+    world.loop.beat()
+    *first, last = [event for event in world.engine.heard if event.at >= results[0].at]
+    assert first == results
+    assert isinstance(last, TimePassed)
+    assert [batch.input for batch in world.store.batches] == results
+    world.loop.beat()
+    assert [event for event in world.engine.heard if isinstance(event, CheckFinished)] == results
+
+
+def test_what_passed_is_heard_at_once_when_the_next_wake_up_is_far() -> None:
+    world = World()
+    world.engine.wakes = world.loop.at() + 3 * GRID
+    world.loop.beat()
+    world.post(_checked(world))
+    assert len(world.engine.heard) == 1
+
+
+@pytest.mark.parametrize(
+    "differs",
+    [
+        {"result": CheckResult(Verdict.FAILING, cause=Cause.UNREACHABLE)},
+        {"result": CheckResult(Verdict.WARNING)},
+        {"purpose": Purpose.VERIFY},
+    ],
+)
+def test_nothing_but_a_routine_check_that_passed_waits(differs: dict[str, Any]) -> None:
+    world = _woken_soon()
+    before = len(world.engine.heard)
+    world.post(attrs.evolve(_checked(world), **differs))
+    assert len(world.engine.heard) == before + 1
+
+
+def test_whatever_else_comes_is_heard_after_what_waits() -> None:
+    world = _woken_soon()
+    before = len(world.engine.heard)
+    passed, failed = _checked(world), _failed(world)
+    world.post(passed)
+    world.post(failed)
+    assert world.engine.heard[before:] == [passed, failed]
+
+
+def test_a_stop_hears_what_waits_and_nothing_that_comes_after_it() -> None:
+    world = _woken_soon()
+    passed = _checked(world)
+    world.post(passed)
+    world.loop.close()
+    assert world.engine.heard[-1] == passed
+    world.post(_checked(world))
+    world.post(ActionFinished(at=world.loop.at(), intent="x", settled=Settled.INTERRUPTED))
+    assert [type(event) for event in world.engine.heard[-2:]] == [CheckFinished, ActionFinished]
+
+
+def test_a_standstill_is_said_after_what_had_passed_before_it() -> None:
+    world = _woken_soon(0.2)
+    passed = _checked(world)
+    world.post(passed)
+    time.sleep(0.6)
+    world.loop.beat()
+    heard = [event for event in world.engine.heard if event.at >= passed.at]
+    assert heard[0] == passed
+    assert isinstance(heard[1], WokeLate)
+
+
+def test_what_waits_is_stored_before_the_words_of_the_router() -> None:
+    world = _woken_soon()
+    passed = _checked(world)
+    world.post(passed)
+    world.loop.note([Delivered(at=passed.at, notification="n", notifier="people", service="")])
+    assert world.store.batches[0].input == passed
+    assert len(world.store.batches) == 2
+
+
+def test_a_fault_in_what_waits_is_not_the_readers_whose_word_found_it() -> None:
+    world = _woken_soon()
+    world.loop.engine = Faulty()
+    world.post(_checked(world))
+    assert world.loop.broken is None
+    world.loop.note([Delivered(at=100.0, notification="n", notifier="people", service="")])
+    assert isinstance(world.loop.broken, ZeroDivisionError)
+
+
+def test_a_check_that_a_result_has_begun_and_that_has_ended_needs_no_wake_up_of_its_own() -> None:
+    world = World()
+    ends = [["a"], ["b"]]  # asked once more it would fail
+
+    def expire(now: float) -> None:
+        for name in ends.pop(0):
+            world.post(_passed(world, name))
+        world.probes.deadline = now if ends else None
+
+    world.probes.expire = expire  # type: ignore[method-assign]
+    world.loop.beat()
+    assert [event.service for event in world.engine.heard if isinstance(event, CheckFinished)] == ["a", "b"]
+    assert world.loop.broken is None
+
+
+def test_a_fleet_whose_checks_never_end_beginning_others_leaves_the_host_its_turn() -> None:
+    world = World()
+
+    def expire(now: float) -> None:
+        world.probes.expired.append(now)
+        world.probes.deadline = now
+
+    world.probes.expire = expire  # type: ignore[method-assign]
+    assert world.loop.beat() <= time.monotonic()
+    assert len(world.probes.expired) == ROUNDS
+
+
 # -- a fault of ours -------------------------------------------------------------------------------------------------
 
 
@@ -411,6 +547,19 @@ def test_a_fault_breaks_the_loop_and_nobody_else() -> None:
     assert world.loop.beat() == inf
     world.loop.hurry()
     assert len(broke) == 1
+
+
+def test_after_a_fault_in_a_wake_up_nothing_is_due() -> None:
+    class Dead(Scripted):
+        def receive(self, event: Event) -> Output:
+            raise ZeroDivisionError("a fault of ours")
+
+    world = World()
+    world.loop.engine = engine = Dead()
+    engine.wakes = 0.0
+    assert world.loop.beat() == inf
+    assert isinstance(world.loop.broken, ZeroDivisionError)
+    assert world.loop.beat() == inf
 
 
 def test_an_event_that_comes_while_one_is_dealt_with_waits_for_its_turn() -> None:

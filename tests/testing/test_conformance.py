@@ -22,7 +22,7 @@ from selfheal.core.model import PASSING, Cause, CheckResult, Effect, Instance, N
 from selfheal.errors import ActionFailed, NotificationFailed
 from selfheal.plugins import ActionContext, CheckContext, Context
 from selfheal.secret import Secret
-from selfheal.shell.plugin_thread import ACTION_GRACE
+from selfheal.shell.plugin_thread import ACTION_GRACE, SLOW_STEP
 from selfheal.testing import servers
 from selfheal.testing.conformance import (
     ActionConformance,
@@ -57,8 +57,11 @@ def passes(conformance: type, duty: str) -> None:
 
 
 def caught(conformance: type, duty: str) -> str:
+    class Impatient(conformance):  # type: ignore[misc]  # a class given by its name
+        patience = 0.5  # what offends here is never mended, however long one waits
+
     with pytest.raises(AssertionError) as found:
-        getattr(conformance(), duty)()
+        getattr(Impatient(), duty)()
     return str(found.value)
 
 
@@ -190,7 +193,7 @@ class LeaksTasks(Good):
 
 class LeaksThreads(Good):
     async def check(self, context: CheckContext) -> CheckResult:
-        threading.Thread(target=time.sleep, args=(20.0,), daemon=True).start()
+        threading.Thread(target=time.sleep, args=(5.0,), daemon=True).start()
         return await super().check(context)
 
 
@@ -304,6 +307,35 @@ def test_a_bad_check_is_caught_by_its_duty(offender: type, duty: str) -> None:
             opened = OPENED.pop()
             if isinstance(opened, int):
                 os.close(opened)
+
+
+class SlowNowAndThen(Good):
+    """Stands on the loop of all so often that it gets one of its own, in the midst of what is counted."""
+
+    calls: ClassVar[Iterator[int]] = count()
+
+    async def check(self, context: CheckContext) -> CheckResult:
+        if next(self.calls) in (4, 5, 6):
+            time.sleep(1.2 * SLOW_STEP)
+        return await super().check(context)
+
+
+class SlowAndLeaves(SlowNowAndThen):
+    async def check(self, context: CheckContext) -> CheckResult:
+        OPENED.append(asyncio.ensure_future(asyncio.sleep(60.0)))
+        return await super().check(context)
+
+
+@pytest.mark.parametrize("left", ["nothing", "tasks"])
+def test_a_loop_of_its_own_is_not_left_behind_by_a_plugin_but_what_it_leaves_there_is(left: str) -> None:
+    SlowNowAndThen.calls = count()
+    conformance = conformance_of({"nothing": SlowNowAndThen, "tasks": SlowAndLeaves}[left])
+    if left == "nothing":
+        passes(conformance, "test_leaves_nothing_behind")
+    else:
+        assert "'tasks': 20" in caught(conformance, "test_leaves_nothing_behind")
+    assert next(SlowNowAndThen.calls) > 6
+    OPENED.clear()
 
 
 def test_every_duty_of_a_check_has_its_offender() -> None:

@@ -202,7 +202,7 @@ def _approve(rooms: Rooms, event: Requested) -> str:
     action = rooms.desk.ledger.policies[name].steps[index].action
     if action == MANUAL:
         raise Refused("refused", f"{action} is done by people: acknowledge it when it is")
-    after = attrs.evolve(condition, approved=index, asked=None, asked_at=None)
+    after = attrs.evolve(condition, approved=index, asked=None, asked_at=rooms.desk.now)
     rooms.desk.move(name, after, f"{action} approved: {event.reason}", event.actor)
     rooms.desk.ready(name)
     return f"{action} may run"

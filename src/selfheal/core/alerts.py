@@ -13,12 +13,10 @@ from typing import Final
 
 import attrs
 
+from selfheal.core.guards import CANNOT_RUN, PARENT_OFF, SERVICE_BUDGET
 from selfheal.core.ledger import Ledger, alert_key
 from selfheal.core.model import (
-    CANNOT_RUN,
     INSPECTION_FAILED,
-    PARENT_OFF,
-    SERVICE_BUDGET,
     Alert,
     Condition,
     Severity,
@@ -53,29 +51,28 @@ FLEET_RULES: Final[Mapping[str, Severity]] = {
 STICKY: Final = ("unattended", "flapping", "in_doubt")
 """Rules that stay open until the service is well, disabled or gone."""
 
-UNATTENDED: Final[Mapping[str, str]] = {
-    "escalated": "",
-    "held:cause": "",
-    "held:approval": "",
-    "held:observe": "",
-    "held:budget": SERVICE_BUDGET,
-    "held:workload": INSPECTION_FAILED,
-    "held:doubt": CANNOT_RUN,
-    "waiting-for": PARENT_OFF,
+UNATTENDED: Final[Mapping[str, tuple[str, ...]]] = {
+    "escalated": ("",),
+    "held:cause": ("",),
+    "held:approval": ("",),
+    "held:observe": ("",),
+    "held:budget": (SERVICE_BUDGET,),
+    "held:workload": (INSPECTION_FAILED,),
+    "held:doubt": (CANNOT_RUN,),
+    "waiting-for": (PARENT_OFF, CANNOT_RUN),
 }
 """Reasons for which a service is down and nobody acts, each with how its detail must begin.
 
 Holds of the fleet, its budget among them, have alerts of their own. A cooldown is a backoff by another name. A person
 who stopped a workload knows; a new instance is being looked at; a parent that is down is told itself, one that is
-disabled is not.
+disabled or cannot be checked is not.
 """
 
 
 def unattended(condition: Condition) -> bool:
     """Whether a service that is down waits for what only people can do."""
     kind = "waiting-for" if condition.reason.startswith("waiting-for:") else condition.reason
-    begins = UNATTENDED.get(kind)
-    return begins is not None and condition.detail.startswith(begins)
+    return condition.detail.startswith(UNATTENDED.get(kind, ()))
 
 
 def wanted(condition: Condition) -> dict[str, str]:

@@ -20,6 +20,7 @@ from selfheal.core.model import Cause, CheckResult, Condition, Evidence, Hold, I
 
 FAILURE_WEIGHT: Final = 6
 PASS_WEIGHT: Final = 1
+LOOP_SPANS: Final = 10
 _HISTORY: Final = (1 << 64) - 1
 _PASSING: Final = Verdict.PASSING
 GONE: Final = frozenset({Run.EXITED, Run.ABSENT})
@@ -60,7 +61,7 @@ def judge(
     e.failures, e.failing_since, e.cause = 0, inf, result.cause
     e.ended = e.definite = e.unconfirmed = False
     e.ever_passed = True
-    e.starting_since = inf
+    e.starting_since = e.down_since = inf
     e.summary = result.summary
     e.history = e.history << 1 & _HISTORY
     if e.score:
@@ -90,6 +91,8 @@ def _meet(policy: Policy, e: Evidence, instance: Instance) -> None:
 def _failed(policy: Policy, e: Evidence, result: CheckResult, started: float) -> Verdict:
     e.passes, e.passing_since, e.slow = 0, inf, 0
     e.cause, e.summary = result.cause, result.summary
+    if e.down_since == inf:
+        e.down_since = started
     if _excused(policy, e, result, started):
         return Verdict.INCONCLUSIVE
     if not e.failures:
@@ -141,6 +144,14 @@ def confirmed(policy: Policy, evidence: Evidence, now: float) -> bool:
     if policy.window is None:
         return False
     return _recent(policy, e) >= policy.window.failures and now - e.suspect_since >= span
+
+
+def loop_span(policy: Policy) -> float:
+    """Return the seconds without one good answer after which a service is down, whichever instance it is.
+
+    Longer than any instance is excused for, and ten times what one must fail.
+    """
+    return max(LOOP_SPANS * policy.min_failing_span, policy.start_grace + policy.starting_limit)
 
 
 def degraded(policy: Policy, condition: Condition, evidence: Evidence, now: float) -> str:

@@ -31,6 +31,7 @@ import attrs
 
 from selfheal.core import acts, alerts, detector, guards, incidents, machine
 from selfheal.core.desk import Desk, Watch
+from selfheal.core.guards import CANNOT_RUN, UNOBSERVED_AFTER
 from selfheal.core.ledger import FRESH, WELL, Ledger, Snapshot, alert_key
 from selfheal.core.lookout import Lookout
 from selfheal.core.messages import (
@@ -49,8 +50,6 @@ from selfheal.core.messages import (
     WokeLate,
 )
 from selfheal.core.model import (
-    CANNOT_RUN,
-    UNOBSERVED_AFTER,
     Condition,
     Evidence,
     Hold,
@@ -302,7 +301,8 @@ class Engine:
         if verdict is Verdict.INCONCLUSIVE:
             if excused and not watch.evidence.failures and name in self.lookout.storm:
                 self.lookout.unsuspect(name)
-            self._inconclusive(watch, condition, purpose, ran=ran)
+            if not (excused and self._loops(watch, condition)):
+                self._inconclusive(watch, condition, purpose, ran=ran)
             return
         self._observed(name)
         if verdict is Verdict.FAILING:
@@ -379,6 +379,8 @@ class Engine:
             self.repair.attempt(name, fresh=purpose is Purpose.BEFORE_STEP)
         elif detector.confirmed(policy, e, self.desk.now):
             self.repair.confirm(watch, condition)
+        elif self._loops(watch, condition):
+            pass
         elif state is State.DEGRADED and condition.reason == "unsteady":
             pass  # one failure more of many: it stays what it is until confirmed or steady
         elif state is not State.UNHEALTHY:
@@ -392,6 +394,25 @@ class Engine:
                 correlation=correlation,
             )
             self.desk.move(name, after, e.summary or "a check failed")
+
+    def _loops(self, watch: Watch, condition: Condition) -> bool:
+        """Believe that a service is down of which one instance after the other fails, none for long enough.
+
+        Each instance is given its time, so no count and no span is ever full; but nobody has been served for long.
+        What may be done about the instance that runs now is the guard's question, not this one's.
+        """
+        policy, e = watch.policy, watch.evidence
+        assert policy is not None
+        if condition.state in alerts.DOWN or e.instance is None:
+            return False
+        if self.desk.now - e.down_since < detector.loop_span(policy):
+            return False
+        if not self.lookout.canaries.vouches(e.down_since):
+            self.lookout.ask_canaries()
+            return False
+        self.repair.believe(watch.name, "one instance after the other fails")
+        e.unconfirmed = True
+        return True
 
     def _passing(self, watch: Watch, condition: Condition) -> None:
         name, policy, e = watch.name, watch.policy, watch.evidence

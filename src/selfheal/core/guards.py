@@ -20,17 +20,10 @@ import attrs
 from selfheal.core.backoff import all_open, opens
 from selfheal.core.detector import confirmed, flapping
 from selfheal.core.ledger import WELL, Ledger, hard
-from selfheal.core.machine import next_step
+from selfheal.core.machine import known_cause, next_step
 from selfheal.core.model import (
-    CANNOT_RUN,
-    COOLDOWN,
-    FLEET_BUDGET,
     INSPECTION_FAILED,
     MANUAL,
-    PARENT_OFF,
-    SERVICE_BUDGET,
-    UNOBSERVED_AFTER,
-    UNWATCHED,
     Binds,
     Budget,
     Condition,
@@ -46,6 +39,21 @@ from selfheal.core.model import (
     WhenDisabled,
 )
 from selfheal.core.records import GuardAnswer
+
+CANNOT_RUN: Final = "checks cannot run"
+"""How the detail of a hold begins that waits for somebody to mend a check."""
+
+UNOBSERVED_AFTER: Final = 3
+"""Checks in a row that could not run before people hear of it, and before nothing is done about the service."""
+
+UNWATCHED: Final = "it is gone from the configuration: kept, not watched"
+PARENT_OFF: Final = "disabled"
+"""Details of holds that last until a person does something."""
+
+SERVICE_BUDGET: Final = "service"
+FLEET_BUDGET: Final = "fleet"
+COOLDOWN: Final = "cooldown"
+"""How the detail of `held:budget` begins, by whose budget it is."""
 
 OPERATOR: Final = "operator"
 SLOT: Final = "slot"
@@ -197,7 +205,8 @@ def cause(sight: Sight) -> Hold | None:
     """No step of the ladder fits this failure."""
     if next_step(sight.policy, sight.condition, sight.evidence) is not None or not sight.policy.steps:
         return None
-    said = sight.evidence.cause.value if sight.evidence.cause is not None else "unknown"
+    known = known_cause(sight.condition, sight.evidence)
+    said = known.value if known is not None else "unknown"
     return Hold(reason="held:cause", detail=f"no step fits the cause {said}", wake=(f"service:{sight.name}",))
 
 
@@ -309,6 +318,8 @@ def _parent(sight: Sight, dependency: Dependency, since: float) -> Hold | None:
     detail = "looks well; a fresh check of it is awaited" if stale else "not well"
     if len(off) == len(dependency.services):
         detail = PARENT_OFF
+    elif stale and all(sight.evidence_of(name).blind >= UNOBSERVED_AFTER for name in stale):
+        detail = f"{CANNOT_RUN}: nobody sees whether it is well"
     wake = tuple(f"service:{name}" for name in dependency.services)
     return Hold(reason=f"waiting-for:{first}", detail=detail, wake=wake, ask=tuple(stale))
 
@@ -316,7 +327,10 @@ def _parent(sight: Sight, dependency: Dependency, since: float) -> Hold | None:
 def approval(sight: Sight) -> Hold | None:
     """This step waits for a person: until they answer, or (except for manual intervention) the time is up."""
     step, c = sight.step, sight.condition
-    if step is None or not (step.asks or step.action == MANUAL) or c.approved == sight.index:
+    if step is None or not (step.asks or step.action == MANUAL):
+        return None
+    # Whoever said yes said it of what they saw: that lasts as long as the question would have.
+    if c.approved == sight.index and (c.asked_at is None or sight.now < c.asked_at + sight.policy.approval_timeout):
         return None
     # What else held it meanwhile took nothing of the time to answer: the question is put anew.
     put = c.asked_at is not None and c.asked == sight.index and c.reason == "held:approval"

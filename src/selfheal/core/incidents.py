@@ -76,7 +76,8 @@ def merged(ledger: Ledger, parent: str, into: int, now: float) -> Iterator[Recor
         for name in sorted(ledger.members.get(number, ())):  # the order they came in is not kept by a snapshot
             condition = ledger.conditions[name]
             after = attrs.evolve(condition, incident=into)
-            if name == ledger.incidents[number].root:
+            begun = ledger.incidents[number]
+            if name == begun.root and condition.confirmed and condition.confirmed[-1] >= begun.since:
                 # It was believed before its parent was: that was the parent's failure, not its own flapping.
                 after = attrs.evolve(after, confirmed=condition.confirmed[:-1])
             yield Moved(at=now, service=name, before=condition, after=after, because=f"its parent {parent} is down")

@@ -139,7 +139,7 @@ class Lookout:
 
 def slept_through(evidence: Evidence, now: float, late: float) -> None:
     """Leave the `late` seconds before `now` out of every span: nobody looked, so nothing was seen to last."""
-    for name in ("failing_since", "suspect_since", "starting_since"):
+    for name in ("failing_since", "suspect_since", "starting_since", "down_since"):
         since = getattr(evidence, name)
         if since < inf:
             setattr(evidence, name, min(now, since + late))

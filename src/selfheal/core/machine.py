@@ -106,17 +106,23 @@ def _attempt(condition: Condition) -> int:
     return condition.attempt if condition.in_attempt else condition.attempt + 1
 
 
-def fits(policy: Policy, step: Step, evidence: Evidence) -> bool:
+def known_cause(condition: Condition, evidence: Evidence) -> Cause | None:
+    """Return why it fails: what was observed in this run or, before anything was, what is stored."""
+    unseen = evidence.last_verdict is None and evidence.cause is None
+    return condition.cause if unseen else evidence.cause
+
+
+def fits(policy: Policy, step: Step, evidence: Evidence, cause: Cause | None) -> bool:
     """Whether a step fits this failure: its cause, and whether there is anything to reconnect to."""
-    if step.only_for and evidence.cause not in step.only_for:
+    if step.only_for and cause not in step.only_for:
         return False
     gone = policy.has_workload and evidence.instance is not None and evidence.instance.run in GONE
     return not (step.needs_running and gone)
 
 
-def allowed(step: Step, evidence: Evidence) -> bool:
+def allowed(step: Step, cause: Cause | None) -> bool:
     """Whether the cause lets this step be taken: what is wrong with a password or a setting no restart cures."""
-    return evidence.cause not in NEVER_RESTART or step.effect is Effect.GENTLE or step.action == MANUAL
+    return cause not in NEVER_RESTART or step.effect is Effect.GENTLE or step.action == MANUAL
 
 
 def next_step(policy: Policy, condition: Condition, evidence: Evidence) -> int | None:
@@ -124,10 +130,10 @@ def next_step(policy: Policy, condition: Condition, evidence: Evidence) -> int |
 
     An attempt that would have no step at all takes one that is meant for a later attempt: that one may never come.
     """
-    later = None
+    later, cause = None, known_cause(condition, evidence)
     for index in range(condition.cursor, len(policy.steps)):
         step = policy.steps[index]
-        if not fits(policy, step, evidence) or not allowed(step, evidence):
+        if not fits(policy, step, evidence, cause) or not allowed(step, cause):
             continue
         if _attempt(condition) >= step.from_attempt:
             return index
@@ -270,14 +276,13 @@ def retries_changed(policy: Policy, condition: Condition, now: float, seed: int)
     if condition.state is not State.FAILED or condition.in_attempt or condition.incident is None:
         return condition
     seconds = pause(policy, seed, condition.incident, condition.attempt, condition.level)
-    return moved(condition, now, not_before=min(condition.not_before, now + seconds))
+    return moved(condition, now, not_before=min(condition.not_before, now + seconds) if seconds < inf else inf)
 
 
 def slept_through(condition: Condition, now: float, late: float) -> Condition:
-    """The host was suspended for the `late` seconds before `now`: the clock of an attempt stood still (law 2)."""
-    if condition.acting_since is None:
-        return condition
-    return moved(condition, now, acting_since=min(now, condition.acting_since + late))
+    """The host was suspended for the `late` seconds before `now`: the clocks of attempt and answer stood still."""
+    clocks = {"acting_since": condition.acting_since, "asked_at": condition.asked_at}
+    return moved(condition, now, **{name: min(now, at + late) for name, at in clocks.items() if at is not None})
 
 
 def clock_stopped(condition: Condition, now: float) -> dict[str, Any]:

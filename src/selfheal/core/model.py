@@ -58,24 +58,8 @@ class Cause(StrEnum):
 NEVER_RESTART: Final = frozenset({Cause.AUTH, Cause.CONFIG})
 """Causes that a restart cannot cure and must not be tried on (law 7)."""
 
-
 INSPECTION_FAILED: Final = "inspection failed"
 """How the detail of a hold begins that waits for somebody to mend the way to a workload."""
-
-CANNOT_RUN: Final = "checks cannot run"
-"""How the detail of a hold begins that waits for somebody to mend a check."""
-
-UNOBSERVED_AFTER: Final = 3
-"""Checks in a row that could not run before people hear of it, and before nothing is done about the service."""
-
-UNWATCHED: Final = "it is gone from the configuration: kept, not watched"
-PARENT_OFF: Final = "disabled"
-"""Details of holds that last until a person does something."""
-
-SERVICE_BUDGET: Final = "service"
-FLEET_BUDGET: Final = "fleet"
-COOLDOWN: Final = "cooldown"
-"""How the detail of `held:budget` begins, by whose budget it is."""
 
 
 class Run(StrEnum):
@@ -281,7 +265,7 @@ class Dependency:
     when_disabled: WhenDisabled = WhenDisabled.PROCEED
 
 
-KEPT_SPENT: Final = 256
+KEPT_SPENT: Final = 1000
 """Actions of one service that are remembered; no budget of a service can be larger."""
 
 MANUAL: Final = "manual_intervention"
@@ -428,10 +412,7 @@ class Fleet:
 
 @attrs.frozen(kw_only=True)
 class Forced:
-    """A person's demand to recover a service now: who, why, and which guards they named to override.
-
-    It is for what they see now: when no step of it has begun by `until`, it has run out.
-    """
+    """A person's demand to recover a service, good until `until`: who, why, and which guards they named to override."""
 
     actor: str
     reason: str
@@ -505,6 +486,7 @@ class Evidence:
     streaks: int = 0
     slow: int = 0
     starting_since: float = inf
+    down_since: float = inf
     history: int = 0
     inconclusive: int = 0
     blind: int = 0

@@ -10,7 +10,19 @@ import attrs
 
 from selfheal.core import alerts, detector, incidents, machine
 from selfheal.core.desk import Desk, Watch
-from selfheal.core.guards import GUARDS, SLOT, Guard, Sight, answer, fleet_opens, walk
+from selfheal.core.guards import (
+    CANNOT_RUN,
+    FLEET_BUDGET,
+    GUARDS,
+    PARENT_OFF,
+    SLOT,
+    UNWATCHED,
+    Guard,
+    Sight,
+    answer,
+    fleet_opens,
+    walk,
+)
 from selfheal.core.ledger import alert_key
 from selfheal.core.lookout import Lookout
 from selfheal.core.messages import (
@@ -20,10 +32,7 @@ from selfheal.core.messages import (
     Settle,
 )
 from selfheal.core.model import (
-    FLEET_BUDGET,
     MANUAL,
-    PARENT_OFF,
-    UNWATCHED,
     Condition,
     Effect,
     Evidence,
@@ -259,7 +268,7 @@ class Repair:
         if condition.reason != hold.reason or other:
             changes = {"reason": hold.reason, "detail": hold.detail}
             if asks:
-                changes |= {"asked": sight.index, "asked_at": self.desk.now}
+                changes |= {"asked": sight.index, "asked_at": self.desk.now, "approved": None}
         changes |= machine.clock_stopped(condition, self.desk.now)
         if changes:
             self.desk.agenda.cancel(("attempt", name))
@@ -284,6 +293,12 @@ class Repair:
             self.desk.agenda.set(("budget", ""), until)
         else:
             self.desk.alarm("budget", False, "there is budget again, and nobody waits for it")
+
+    def run_demand(self, name: str) -> None:
+        """Let a person's demand run out in its time; at once, when that is over."""
+        forced = self.desk.ledger.conditions[name].forced
+        if forced is not None:
+            self.desk.agenda.set(("forced", name), forced.until)
 
     def demand_over(self, name: str) -> None:
         """A demand to recover that was held for so long is not what its author would say now."""
@@ -426,6 +441,7 @@ class Repair:
         elif watch.policy is not None and watch.policy.has_workload:
             e.instance = Instance(id=intended.expected or "", run=Run.UNKNOWN, detail=detail)
         self.desk.move(watch.name, after, f"{intended.action} {settled.value}: {detail}" if detail else settled.value)
+        self.run_demand(watch.name)
         watch.flight = watch.wanted = None
         if settled is Settled.SUPERSEDED or (watch.policy is not None and watch.policy.has_workload):
             self.desk.ready(watch.name)  # else the next check does: at once, it would turn as fast as it is refused
@@ -470,9 +486,11 @@ class Repair:
         """The host was suspended: the clocks of the attempts stood still for so long."""
         for name in {**self.desk.ledger.occupied, **dict.fromkeys(self.lookout.storm)}:
             condition = self.desk.ledger.conditions.get(name)
-            if condition is not None and condition.acting_since is not None:
-                after = machine.slept_through(condition, self.desk.now, late)
-                self.desk.move(name, after, f"selfheal woke {late:.3g} s late")
+            if condition is None:
+                continue
+            after = machine.slept_through(condition, self.desk.now, late)
+            self.desk.move(name, after, f"selfheal woke {late:.3g} s late")
+            if after.acting_since is not None:
                 self.run_clock(name, after)
 
     def out_of_time(self, name: str) -> None:
@@ -492,5 +510,5 @@ def _matter(held: Condition | Hold) -> str:
     How a parent stands is said by the parent; only that it is switched off must be said here.
     """
     if held.reason.startswith("waiting-for:"):
-        return held.detail if held.detail == PARENT_OFF else ""
+        return held.detail if held.detail.startswith((PARENT_OFF, CANNOT_RUN)) else ""
     return held.detail.partition(":")[0]

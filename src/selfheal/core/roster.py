@@ -74,6 +74,7 @@ class Roster:
             self.desk.agenda.set(("budget", ""), self.desk.now)
         for policy in self.desk.ledger.fleet.policies:
             self._resume(policy, event.resumes)
+        self.lookout.reconsider()
         for intended in self.desk.ledger.intents.values():
             # However long nobody was there, whoever is asked gets the time to answer.
             due = max(self.desk.now, intended.at + intended.timeout) + ORPHAN_MARGIN
@@ -160,8 +161,7 @@ class Roster:
             if condition.state is not State.DISABLED:
                 self.switch_off(name, "not enabled", enabled=condition.enabled)
             return
-        if condition.forced is not None:
-            self.desk.agenda.set(("forced", name), condition.forced.until)
+        self.repair.run_demand(name)
         if condition.state is State.DISABLED:
             self.lookout.storm.resize(1)
             self.desk.move(
@@ -169,6 +169,8 @@ class Roster:
             )
         elif condition.state is State.FAILED:
             stopped = machine.clock_stopped(condition, max(condition.acting_since or 0.0, resumes))
+            if condition.asked_at is not None:  # nobody could answer while nobody was there
+                stopped["asked_at"] = self.desk.now
             self.desk.move(name, machine.moved(condition, self.desk.now, **stopped), "selfheal was started")
             self.desk.ready(name)
         elif condition.state is State.RECOVERING:
@@ -212,7 +214,10 @@ class Roster:
         self._ladders_changed(old)
         self.desk.hold("fleet", False, "confirmed" if lacking else "the fleet is whole", actor)
         self._watch_fleet()
+        if alert_key("", "budget") in self.desk.ledger.alerts:
+            self.desk.agenda.set(("budget", ""), self.desk.now)
         for policy in fleet.policies:
+            self.repair.run_demand(policy.name)
             before = old.get(policy.name)
             watch, condition = self.desk.watches[policy.name], self.desk.ledger.conditions[policy.name]
             on = policy.enabled and condition.enabled
@@ -239,9 +244,10 @@ class Roster:
             if before.steps != policy.steps:
                 after = machine.moved(condition, self.desk.now, asked=None, asked_at=None, approved=None)
                 self.desk.move(name, after, "its recovery_actions were changed")
-            condition = self.desk.ledger.conditions[name]
-            after = machine.retries_changed(policy, condition, self.desk.now, self.desk.ledger.fleet.seed)
-            self.desk.move(name, after, "its retries were changed")
+            if any(getattr(before, key) != getattr(policy, key) for key in ("max_retries", "slow_retry", "backoff")):
+                condition = self.desk.ledger.conditions[name]
+                after = machine.retries_changed(policy, condition, self.desk.now, self.desk.ledger.fleet.seed)
+                self.desk.move(name, after, "its retries were changed")
 
     def _renewed(self, watch: Watch, condition: Condition, actor: str) -> None:
         """Another check object answers now: results of the old one count no more, and it is asked at once."""

@@ -20,6 +20,7 @@ from selfheal.core.engine import Engine
 from selfheal.core.messages import (
     ActionFinished,
     CancelAction,
+    CheckFinished,
     Command,
     Event,
     JournalChanged,
@@ -27,7 +28,7 @@ from selfheal.core.messages import (
     TimePassed,
     WokeLate,
 )
-from selfheal.core.model import Settled
+from selfheal.core.model import Purpose, Settled, Verdict
 from selfheal.core.records import Delivered, Record, dumps, encode
 from selfheal.core.routing import DeliveryFinished
 from selfheal.errors import JournalError
@@ -46,6 +47,8 @@ PULSE: Final = 0.5
 Without it a suspended process whose next timer lies far ahead would believe the time-outs it finds on waking.
 """
 
+ROUNDS: Final = 2
+"""Looks of one wake-up for results of checks which its own results have begun; then the host has its turn."""
 
 LAST_WORDS: Final = (ActionFinished, JournalChanged)
 """Events that are still taken in while selfheal is stopping."""
@@ -125,6 +128,7 @@ class Loop:
         self._number = number
         self._closing = False
         self._inbox: deque[Event] = deque()
+        self._quiet: deque[CheckFinished] = deque()  # older than anything in the inbox
         self._busy = False
         self._beating = False
         self._asked = inf
@@ -155,7 +159,7 @@ class Loop:
     def beat(self) -> float:
         """Do what is due; return when to be called next, in `time.monotonic` seconds."""
         self.contained(self._beat)
-        return self._asked
+        return self._asked if self.broken is None else inf
 
     def _beat(self) -> None:
         began = now = monotonic()
@@ -168,10 +172,12 @@ class Loop:
         try:
             if self.engine.deadline <= now - self._zero:
                 self.post(TimePassed(at=now - self._zero))
-            self._probes.expire(now)
-            first = self._probes.next_deadline()
-            if first is not None and first <= (now := monotonic()):
-                self._probes.expire(now)  # a result has begun another check, and that has ended: no wake-up for it
+            for _ in range(ROUNDS):
+                self._probes.expire(now)
+                self._drain()
+                first, now = self._probes.next_deadline(), monotonic()
+                if first is None or first > now:
+                    break  # else a result has begun another check, and that has ended: no wake-up for it
         finally:
             self._beating = False
         self._notice_ours(began)
@@ -192,6 +198,7 @@ class Loop:
             self.broken = problem
             self._asked = inf
             self._inbox.clear()
+            self._quiet.clear()
             self.broke(problem)
 
     def _next(self) -> float:
@@ -230,11 +237,23 @@ class Loop:
     # -- events ------------------------------------------------------------------------------------------------------
 
     def post(self, event: Event) -> None:
-        """Take an event in, on the host's loop. It is dealt with now, or after the one that is being dealt with."""
+        """Take an event in, on the host's loop. It is dealt with now, or after the one that is being dealt with.
+
+        A routine check that passed waits for a wake-up that comes within a step of the grid anyway, or for the next
+        event that does not: so a busy fleet's checks begin in batches, and not each with the end of another.
+        """
         if self.broken is None and (not self._closing or isinstance(event, LAST_WORDS)):
+            if not self._busy and isinstance(event, CheckFinished) and self._may_wait(event):
+                self._quiet.append(event)
+                return
             self._inbox.append(event)
             if not self._busy:
                 self.contained(self._take_in)
+
+    def _may_wait(self, event: CheckFinished) -> bool:
+        if event.result.verdict is not Verdict.PASSING or event.purpose is not Purpose.ROUTINE:
+            return False
+        return self._beating or 0.0 < self._asked - self._zero - event.at <= self._grid
 
     def _take_in(self) -> None:
         began = monotonic()
@@ -248,8 +267,8 @@ class Loop:
             return
         self._busy = True
         try:
-            while self._inbox:
-                self._feed(self._inbox.popleft())
+            while self._quiet or self._inbox:
+                self._feed(self._quiet.popleft() if self._quiet else self._inbox.popleft())
         finally:
             self._busy = False
         self.hurry()
@@ -282,6 +301,7 @@ class Loop:
 
     def note(self, records: Iterable[Record], cause: DeliveryFinished | None = None) -> None:
         """Store records of the router, and the outcome of a delivery that caused them, in a batch of their own."""
+        self.contained(self._drain)  # a fault in it is ours, not the reader's whose word this is
         said = tuple(records)
         at = max([self.engine.ledger.at, *(record.at for record in said)])
         for record in said:
@@ -400,6 +420,7 @@ class Loop:
 
     def close(self) -> None:
         """Let nothing start any more, nor be decided: selfheal is stopping. Only the ends of actions are taken in."""
+        self.contained(self._drain)  # what has ended before is stored
         self._closing = True
         self._asked = inf
         for number in tuple(self._gate):

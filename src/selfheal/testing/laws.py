@@ -259,7 +259,10 @@ class Laws(Past):
                 self.confirmed.setdefault(name, []).append(record.at)
                 most = max((budget.limit for budget in policy.flapping), default=0)
                 del self.confirmed[name][: -most or None]
-            believed = before.forced is not None or seen.may_be_confirmed(policy, record.at)
+            # One instance after the other fails: each is given its time, and nobody is served.
+            endless = max(10 * policy.min_failing_span, policy.start_grace + policy.starting_limit)
+            loops = record.at - seen.down_since >= endless
+            believed = before.forced is not None or loops or seen.may_be_confirmed(policy, record.at)
             assert believed, f"law 7: {name} is believed down on {seen.fails} failures since {seen.failing_since}"
             return
         seen.failed_at = max(seen.failed_at, record.at)

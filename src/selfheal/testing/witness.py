@@ -37,6 +37,7 @@ class Seen:
     recent: int = 0
     ended: bool = False
     starting_since: float = inf
+    down_since: float = inf
     inconclusive: int = 0
     failed_at: float = -inf
 
@@ -177,9 +178,10 @@ class Account:
             seen.recent = recent
             seen.passes += 1
             seen.passed = event.started
-            seen.became_suspect = inf
+            seen.became_suspect = seen.down_since = inf
             return "passing"
         seen.passes = 0
+        seen.down_since = min(seen.down_since, event.started)
         if result.cause is Cause.STARTING:
             seen.starting_since = min(seen.starting_since, event.started)
             if event.started - seen.starting_since < policy.starting_limit:
