@@ -137,6 +137,7 @@ class Laws(Past):
             if condition.state in _SUSPECT:
                 incident = self.incidents.get(condition.incident or 0)
                 self.account.remember(name, min(condition.since, incident.since if incident is not None else inf))
+        self.account.blame(simulator.engine.ledger.fleet.policies)
         self.attempts.clear()
         self.given_back.clear()
 

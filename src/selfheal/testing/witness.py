@@ -185,6 +185,7 @@ class Account:
         if result.cause is Cause.STARTING:
             seen.starting_since = min(seen.starting_since, event.started)
             if event.started - seen.starting_since < policy.starting_limit:
+                seen.became_suspect = seen.became_suspect if seen.fails else inf
                 return ""
         else:
             seen.starting_since = inf
