@@ -456,3 +456,11 @@ def test_a_server_that_says_it_starts_is_observed_and_a_check_that_cannot_run_is
     assert (one.evidence.blind, one.evidence.inconclusive) == (0, 3)
     one.judge(UNRUN, PASSING)
     assert (one.evidence.blind, one.evidence.inconclusive) == (0, 0)
+
+
+def test_nobody_is_slow_without_an_objective() -> None:
+    one = Watched(latency_objective=0.05)
+    one.judge(PASSING, PASSING, PASSING)
+    assert one.degraded() == "slow"
+    one.policy = policy()
+    assert one.degraded() == ""

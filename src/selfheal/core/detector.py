@@ -164,7 +164,7 @@ def degraded(policy: Policy, condition: Condition, evidence: Evidence, now: floa
     e = evidence
     if e.last_verdict is Verdict.WARNING:
         return "warning"
-    if e.slow >= policy.latency_strikes:
+    if policy.latency_objective is not None and e.slow >= policy.latency_strikes:
         return "slow"
     if not policy.suspicion_threshold or not e.score:
         return ""
