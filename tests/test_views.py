@@ -585,3 +585,9 @@ def needed(name: str) -> dict[str, Any]:
     """Return the least that a request needs."""
     values: dict[str, Any] = {"number": 1, "hold": "storm"}
     return {p.name: values.get(p.name, "api") for p in TABLE[name].parameters if p.required}
+
+
+def test_a_death_that_was_heard_was_not_detected_before_it_happened() -> None:
+    shape = views.Outage(number=1, root="db", opened=100.0, first_failure=100.002).shape()
+    assert shape["detection_seconds"] == 0.0
+    assert views.Outage(number=1, root="db", opened=100.0, first_failure=97.5).shape()["detection_seconds"] == 2.5

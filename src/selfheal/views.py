@@ -476,7 +476,8 @@ class Outage:
             "relapses": self.relapses,
             "because": self.because,
             "correlation_id": self.correlation,
-            "detection_seconds": self.opened - self.first_failure if self.first_failure is not None else None,
+            # A death that is heard is stamped when it was heard, a moment before the check that failed of it began.
+            "detection_seconds": max(0.0, self.opened - self.first_failure) if self.first_failure is not None else None,
             "duration_seconds": self.closed - self.opened if self.closed is not None else None,
         }
 

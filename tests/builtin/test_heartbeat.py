@@ -52,7 +52,7 @@ async def verdicts(check: HeartbeatCheck, clock: Clock, *moments: float) -> list
     return found
 
 
-WAITING = (Verdict.INCONCLUSIVE, None)
+WAITING = (Verdict.INCONCLUSIVE, Cause.STARTING)
 WELL = (Verdict.PASSING, None)
 SILENT = (Verdict.FAILING, Cause.TIMEOUT)
 

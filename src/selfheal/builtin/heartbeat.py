@@ -75,6 +75,7 @@ class HeartbeatCheck:
                 return PASSING
             return CheckResult(
                 Verdict.INCONCLUSIVE,
+                cause=Cause.STARTING,
                 summary=f"no heartbeat yet; {self.tolerance - silence:.0f} s are left for the first",
             )
         never = "" if beats.last is not None else " since selfheal began to watch"

@@ -59,7 +59,8 @@ def _watched(asked: Asked, interval: float, as_json: bool) -> None:
 
 def _headlines(answer: Mapping[str, Any]) -> Iterator[str]:
     counts = ", ".join(f"{count} {state}" for state, count in answer["counts"].items() if count) or "no services"
-    yield f"{answer['fleet']} at {clock(answer['time'])}: {counts}"
+    when = f" at {clock(answer['time'])}" if answer["services"] or answer["running"] else ""  # of nothing, no time
+    yield f"{answer['fleet']}{when}: {counts}"
     for hold in answer["holds"]:
         yield f"HOLD {hold['hold']}: nothing automatic acts ({hold['evidence']})"
     for one in answer["suppressions"]:

@@ -191,7 +191,11 @@ def plugins(file: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--fast", is_flag=True, help="The same in a few seconds, with less to look at.")
+@click.option(
+    "--fast",
+    is_flag=True,
+    help="The same in half a minute, with nobody asked; exits 1 if anything went otherwise than it should.",
+)
 def demo(fast: bool) -> None:
     """Run small services on this machine, break them, and show what is decided and why.
 
