@@ -313,6 +313,8 @@ def test_explain_says_that_an_attempt_is_under_way_and_that_nothing_holds() -> N
 
     night.sim.watchers.append(look)
     night.sim.run(200.0)
+    assert seen["unhealthy False"].startswith("Nothing is done yet: 1 of 3 failing checks, over ")
+    assert seen["unhealthy False"].endswith(" of 30 s; then it counts as failed.")
     assert seen["recovering False"].startswith("Attempt 1 is under way")
     assert "no guard holds" in seen["failed False"]
 

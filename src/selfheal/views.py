@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import attrs
 
-from selfheal.core import machine
+from selfheal.core import detector, machine
 from selfheal.core.guards import GUARDS
 from selfheal.core.ledger import Ledger
-from selfheal.core.model import Alert, Condition, Evidence, Hold, Incident, Instance, State, Suppression
+from selfheal.core.model import Alert, Condition, Evidence, Hold, Incident, Instance, Policy, State, Suppression
 from selfheal.core.records import (
     AlertChanged,
     IncidentClosed,
@@ -200,8 +200,20 @@ def _explain(facts: Facts, parameters: Mapping[str, Any]) -> dict[str, Any]:
             }
             for guard, hold in answers
         ],
-        "verdict": _in_words(condition, holding, known=bool(answers)),
+        "verdict": _not_yet(policy, evidence, facts.at)
+        if condition.state is State.UNHEALTHY and evidence is not None and evidence.failures
+        else _in_words(condition, holding, known=bool(answers)),
     }
+
+
+def _not_yet(policy: Policy, evidence: Evidence, at: float) -> str:
+    """Say how far a failure is from being believed."""
+    needed, span = policy.failure_threshold, detector.failing_span(policy, evidence)
+    lasted = max(0.0, at - evidence.failing_since)
+    return (
+        f"Nothing is done yet: {evidence.failures} of {needed} failing checks, "
+        f"over {lasted:.0f} of {span:g} s; then it counts as failed."
+    )
 
 
 def _in_words(condition: Condition, holding: list[str], *, known: bool) -> str:

@@ -138,12 +138,17 @@ def confirmed(policy: Policy, evidence: Evidence, now: float) -> bool:
         return False
     if e.ended:
         return True
-    span = min(policy.definite_span, policy.min_failing_span) if e.definite else policy.min_failing_span
+    span = failing_span(policy, e)
     if e.failures >= policy.failure_threshold and now - e.failing_since >= span:
         return True
     if policy.window is None:
         return False
     return _recent(policy, e) >= policy.window.failures and now - e.suspect_since >= span
+
+
+def failing_span(policy: Policy, evidence: Evidence) -> float:
+    """Return the seconds it must have failed to be believed: fewer where its workload or its check leaves no doubt."""
+    return min(policy.definite_span, policy.min_failing_span) if evidence.definite else policy.min_failing_span
 
 
 def loop_span(policy: Policy) -> float:
