@@ -246,7 +246,8 @@ def test_what_is_asked_of_one_service_is_of_that_one(name: str, night: Night) ->
         assert all("batch" in one["members"] for one in answer)
     elif isinstance(answer, list):
         assert answer
-        assert {one["service"] for one in answer} == {"batch"}
+        of_all = {None} if name == "audit" else set()  # what was asked of everything was asked of it too
+        assert {one["service"] for one in answer} - of_all == {"batch"}
     else:
         assert answer["service"] == "batch"
 
@@ -360,6 +361,29 @@ def test_the_audit_has_every_act_accepted_or_not_newest_first(night: Night) -> N
     refused = answer[3]
     assert (refused["accepted"], refused["reason"]["code"]) == (False, "unknown_service")
     assert all(one["actor"] == "pat" and one["asked_because"] == "asked" for one in answer)
+
+
+def test_the_audit_of_a_service_has_what_was_asked_of_several_and_of_all() -> None:
+    night = Night.of(service("api"), service("web"), service("mail"))
+    night.sim.run(1.0)
+    night.sim.request("pause", "api")
+    night.sim.request("silence", services=("web", "api"))
+    night.sim.request("maintenance", services=("web",))
+    night.sim.request("pause", everything=True)
+    night.sim.run(2.0)
+    assert [one["action"] for one in night.ask("audit", service="api")] == ["pause", "silence", "pause"]
+    assert [one["action"] for one in night.ask("audit", service="mail")] == ["pause"]
+    assert [one["action"] for one in night.ask("audit", service="api", limit=1)] == ["pause"]
+
+
+@pytest.mark.parametrize("name", ["history", "incidents", "audit", "statistics"])
+def test_a_name_nobody_has_heard_of_is_refused_and_one_that_is_quiet_is_not(name: str) -> None:
+    night = Night.of(service("api"))
+    night.sim.run(0.0)
+    assert night.ask(name, service="api") is not None
+    with pytest.raises(RequestRefused, match="no service 'apy', now or as far back as the journal goes") as refused:
+        night.ask(name, service="apy")
+    assert refused.value.code == "unknown_service"
 
 
 def test_an_incident_has_its_members_its_actions_and_its_records_in_order(night: Night) -> None:

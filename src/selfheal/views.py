@@ -19,11 +19,14 @@ from selfheal.core.ledger import Ledger
 from selfheal.core.model import Alert, Condition, Evidence, Hold, Incident, Instance, Policy, State, Suppression
 from selfheal.core.records import (
     AlertChanged,
+    Answered,
+    FleetSet,
     IncidentClosed,
     IncidentMerged,
     IncidentOpened,
     Intended,
     Moved,
+    Record,
     encode,
 )
 from selfheal.errors import RequestRefused
@@ -378,8 +381,22 @@ _LIVE: Final[Mapping[str, Callable[[Facts, Mapping[str, Any]], Any]]] = {
 
 
 def stored(name: str, parameters: Mapping[str, Any], reader: Reader) -> Any:
-    """Answer a stored query. Blocks: call it in a thread. Raises `RequestRefused` for an unknown incident."""
+    """Answer a stored query. Blocks: call it in a thread.
+
+    Raises `RequestRefused` for an unknown incident, and for a service that no record has ever spoken of: nothing is
+    known of a misspelt name, which is not the same as that nothing has happened to it.
+    """
+    service = parameters.get("service")
+    if service is not None and not _heard_of(reader, str(service)):
+        raise RequestRefused("unknown_service", f"no service {service!r}, now or as far back as the journal goes")
     return _STORED[name](reader, parameters)
+
+
+def _heard_of(reader: Reader, service: str) -> bool:
+    if reader.records(service=service, limit=1):
+        return True
+    fleets = (record.record for record in _each(reader, ("fleet_set",)))
+    return any(policy.name == service for one in fleets if isinstance(one, FleetSet) for policy in one.fleet.policies)
 
 
 def _most(parameters: Mapping[str, Any]) -> int:
@@ -397,10 +414,23 @@ def _records(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, An
 
 
 def _audit(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    page = reader.records(
-        service=parameters.get("service"), kinds=("answered",), limit=_most(parameters), newest_first=True
-    )
-    return [_stored(record) for record in page]
+    """What people asked for: of one service also where it was one of several, or of all."""
+    service, most = parameters.get("service"), _most(parameters)
+    found: list[dict[str, Any]] = []
+    before: int | None = None
+    while len(found) < most:
+        page = reader.records(kinds=("answered",), before=before, limit=MOST, newest_first=True)
+        if not page:
+            break
+        found += [_stored(record) for record in page if service is None or _concerns(record.record, str(service))]
+        before = page[-1].seq
+    return found[:most]
+
+
+def _concerns(record: Record, service: str) -> bool:
+    assert isinstance(record, Answered)
+    said = dict(record.arguments)
+    return record.service == service or service in str(said.get("services", "")).split(",") or "everything" in said
 
 
 def _alerts(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
