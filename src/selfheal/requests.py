@@ -118,7 +118,11 @@ TABLE: Final[Mapping[str, Request]] = {
         _query("audit", "Acts of people and what was answered.", "a list of Answered records", _SOME, _LIMIT),
         _query("statistics", "Numbers from recorded data.", "per service: incidents, times, recoveries", _SOME),
         _query("metrics", "The Prometheus exposition text.", "text"),
-        _query("health", "How selfheal itself is.", "running, journal, lag, held or reading, version"),
+        _query(
+            "health",
+            "How selfheal itself is.",
+            "running or reading along, journal, worst lag, release",
+        ),
         _query("records", "The stream of records.", "records in order of their sequence number", _AFTER, _LIMIT),
         _act("initialize", "Forget what is believed of a service and look afresh; budgets stay.", _SOME),
         _act(

@@ -499,7 +499,8 @@ class Supervisor:
             health={
                 "running": running.loop.broken is None,
                 "journal": {"well": running.journal.well, "detail": running.journal.detail},
-                "latest": running.loop.busiest,
+                "reading": False,
+                "lag_seconds": running.loop.busiest,
                 "checks_in_flight": running.probes.in_flight,
                 "plugins": [str(report) for report in running.reports[-10:]],
                 "delivery": [attrs.asdict(standing) for standing in running.outbox.standing()],

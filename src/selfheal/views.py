@@ -8,6 +8,7 @@ thread; *stored* answers are read from the journal, in any thread or process. Re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from math import inf
 from typing import Any, Final
 
@@ -317,12 +318,21 @@ def _alert_shown(facts: Facts, alert: Alert) -> dict[str, Any]:
 def _health(facts: Facts, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "version": VERSION,
+        "release": _release(),
         "fleet": facts.ledger.fleet.name,
         "time": facts.time(facts.at),
         "services": len(facts.ledger.policies),
         "holds": list(facts.ledger.holds),
         **facts.health,
     }
+
+
+def _release() -> str | None:
+    """The version of selfheal that is installed; None where it runs from a folder and was never installed."""
+    try:
+        return version("selfheal-core")
+    except PackageNotFoundError:
+        return None
 
 
 def _metrics(facts: Facts, parameters: Mapping[str, Any]) -> str:

@@ -128,7 +128,7 @@ async def test_a_host_that_blocks_its_loop_is_noticed_and_nobody_is_blamed(tmp_p
             bad = [(r.service, r.because) for r in heard.of("moved") if r.after.state not in ("unknown", "healthy")]
             assert bad == []
             assert len(heard.of("doubted")) >= 3
-            assert (await supervisor.ask("health"))["latest"] >= 0.5
+            assert (await supervisor.ask("health"))["lag_seconds"] >= 0.5
     store = SqliteStore.open(tmp_path / "selfheal.db")
     late = [batch.input for batch in store.batches() if isinstance(batch.input, WokeLate)]
     store.close()

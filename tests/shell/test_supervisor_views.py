@@ -33,7 +33,7 @@ PROMISED: dict[str, set[str]] = {
     "status": {"counts", "holds", "incidents", "services"},
     "service": {"policy", "condition", "evidence", "alerts"},
     "incident": {"incident", "members", "timeline"},
-    "health": {"running", "journal", "version", "latest"},
+    "health": {"running", "reading", "journal", "version", "release", "lag_seconds"},
     "statistics": {"services", "incidents"},
     "graph": {"services", "edges"},
 }
