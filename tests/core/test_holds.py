@@ -239,3 +239,14 @@ def test_who_is_watched_now_counts_and_who_is_not_any_more_does_not() -> None:
     assert not one.rising(LIMITS, 0.0)
     one.resize(-1)
     assert one.rising(LIMITS, 0.0)
+
+
+def test_who_is_pardoned_counts_as_failing_and_raises_nothing() -> None:
+    one = storm(4)
+    suspects(one, "a", "b")
+    one.suspect("c", 0.0, (), pardoned=True)
+    assert [one.pardoned(name) for name in "abc"] == [False, False, True]
+    assert not one.rising(LIMITS, 0.0)
+    assert one.evidence() == "3 of 4 independent services are failing"
+    one.cleared("c", ())
+    assert one.evidence() == "2 of 4 independent services are failing"

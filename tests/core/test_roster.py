@@ -596,3 +596,14 @@ def test_a_reload_that_opens_the_budget_ends_its_alert() -> None:
     hand.recover("b")
     hand.wait(60.0)
     assert "budget" not in hand.alerts
+
+
+def test_who_was_pardoned_stays_so_in_a_new_fleet() -> None:
+    hand = Hand(*fleet(*"abcdef").policies)
+    hand.well(*"abcdef")
+    for name in "abc":
+        hand.check(name)
+    hand.ask("release", hold="storm", scopes=ADMIN)
+    hand.propose(*fleet(*"abcdefg").policies)
+    hand.check("d")
+    assert "storm" not in hand.ledger.holds

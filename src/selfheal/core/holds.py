@@ -42,15 +42,16 @@ class StormWatch:
         self._lone = self._recent_lone = 0
         self._total = total
 
-    def suspect(self, name: str, at: float, children: Iterable[str]) -> None:
-        """A service began to fail at `at`."""
+    def suspect(self, name: str, at: float, children: Iterable[str], *, pardoned: bool = False) -> None:
+        """A service began to fail at `at`; one that is `pardoned` raises no hold any more."""
         if name in self._suspects:
             return
         self._suspects[name] = at
-        self._recent[name] = at
+        if not pardoned:
+            self._recent[name] = at
         if not self._blamed.get(name):
             self._lone += 1
-            self._recent_lone += 1
+            self._recent_lone += not pardoned
         for child in children:
             blamed = self._blamed.get(child, 0)
             self._blamed[child] = blamed + 1
@@ -80,6 +81,10 @@ class StormWatch:
         """A hold is released: who raised it does not raise it again; who begins to fail from now on may."""
         self._recent.clear()
         self._recent_lone = 0
+
+    def pardoned(self, name: str) -> bool:
+        """Whether a suspect raises no hold any more: it was pardoned, or began to fail long ago."""
+        return name not in self._recent
 
     def resize(self, by: int) -> None:
         """A service is watched now (1), or is not any more (-1)."""

@@ -136,12 +136,12 @@ class Roster:
         conditions, storm = self.desk.ledger.conditions, self.lookout.storm
         enabled = [n for n in self.desk.watches if n in conditions and conditions[n].state is not State.DISABLED]
         if anew:
-            known = [(self._failing_since(n), n) for n in enabled if conditions[n].state in _SUSPECT]
+            known = [(self._failing_since(n), n, False) for n in enabled if conditions[n].state in _SUSPECT]
         else:
-            known = [(storm.since(n), n) for n in enabled if n in storm]
+            known = [(storm.since(n), n, storm.pardoned(n)) for n in enabled if n in storm]
         storm.reset(len(enabled))
-        for since, name in sorted(known):
-            storm.suspect(name, since, self.desk.ledger.children.get(name, ()))
+        for since, name, pardoned in sorted(known):
+            storm.suspect(name, since, self.desk.ledger.children.get(name, ()), pardoned=pardoned)
         self.lookout.reconsider()
 
     def _failing_since(self, name: str) -> float:
