@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +83,44 @@ def test_the_demo_fails_when_a_guard_is_switched_off(guard: str) -> None:
 
     assert status == 1, printed
     assert "WRONG" in printed
+
+
+def stack() -> set[int]:
+    """Return the processes of demonstrations, wherever they hang by now."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue  # it has ended meanwhile
+        if b"demo_stack.py" in command:
+            found.add(int(entry.name))
+    return found
+
+
+@pytest.mark.real_time
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_whoever_ends_the_demo_ends_its_programs(number: signal.Signals) -> None:
+    """A closed terminal, too: and nothing can be printed there any more."""
+    ours, terminal = pty.openpty()
+    others = stack()
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "selfheal", "demo", "--fast"],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    try:
+        end = time.monotonic() + 20.0
+        while len(stack() - others) < 4:
+            os.read(ours, 65536)  # it draws all the time
+            assert time.monotonic() < end, "its stack does not come up"
+        os.close(ours)
+        demo.send_signal(number)
+        demo.wait(30.0)
+        assert stack() <= others
+    finally:
+        demo.kill()
+        demo.wait(10.0)

@@ -527,7 +527,16 @@ async def _scenes(stage: Stage, verdicts: list[Verdicts], *, fast: bool) -> None
 def main(*, fast: bool = False) -> int:
     """Run the demo; return 0 when every fault was healed as the laws demand."""
     screen = screen_for(fast=fast)
+    # A terminal that is closed, and whoever says TERM, is obeyed as Ctrl-C is: the stack is stopped before we go.
+    usual = {number: signal.signal(number, _interrupt) for number in (signal.SIGHUP, signal.SIGTERM)}
     try:
         return anyio.run(play, fast, screen)
     except KeyboardInterrupt:
         return 130
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    signal.raise_signal(signal.SIGINT)
