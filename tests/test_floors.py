@@ -40,7 +40,7 @@ FLOORS: Mapping[int, tuple[str, ...]] = {
         "requests",
         "service",
         "shapes",
-        "views",
+        "outages", "views",
         "wire",
     ),
     2: ("control", "shell", "supervisor"),

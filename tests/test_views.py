@@ -14,7 +14,7 @@ from typing import Any, Final
 import attrs
 import pytest
 
-from selfheal import shapes, views
+from selfheal import outages, shapes, views
 from selfheal.control import Question, forward, serving
 from selfheal.core.guards import GUARDS
 from selfheal.core.ledger import Ledger
@@ -614,6 +614,6 @@ def needed(name: str) -> dict[str, Any]:
 
 
 def test_a_death_that_was_heard_was_not_detected_before_it_happened() -> None:
-    shape = views.Outage(number=1, root="db", opened=100.0, first_failure=100.002).shape()
+    shape = outages.Outage(number=1, root="db", opened=100.0, first_failure=100.002).shape()
     assert shape["detection_seconds"] == 0.0
-    assert views.Outage(number=1, root="db", opened=100.0, first_failure=97.5).shape()["detection_seconds"] == 2.5
+    assert outages.Outage(number=1, root="db", opened=100.0, first_failure=97.5).shape()["detection_seconds"] == 2.5

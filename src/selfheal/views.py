@@ -7,13 +7,14 @@ thread; *stored* answers are read from the journal, in any thread or process. Re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from math import inf
 from typing import Any, Final
 
 import attrs
 
+from selfheal import outages
 from selfheal.core import detector, machine
 from selfheal.core.guards import GUARDS
 from selfheal.core.ledger import Ledger
@@ -22,9 +23,6 @@ from selfheal.core.records import (
     AlertChanged,
     Answered,
     FleetSet,
-    IncidentClosed,
-    IncidentMerged,
-    IncidentOpened,
     Intended,
     Moved,
     Record,
@@ -32,6 +30,7 @@ from selfheal.core.records import (
 )
 from selfheal.errors import RequestRefused
 from selfheal.journal.store import Reader, StoredRecord
+from selfheal.outages import each
 from selfheal.shapes import VERSION, public, utc
 
 LIMIT: Final = 100
@@ -405,7 +404,7 @@ def stored(name: str, parameters: Mapping[str, Any], reader: Reader) -> Any:
 def _heard_of(reader: Reader, service: str) -> bool:
     if reader.records(service=service, limit=1):
         return True
-    fleets = (record.record for record in _each(reader, ("fleet_set",)))
+    fleets = (record.record for record in each(reader, ("fleet_set",)))
     return any(policy.name == service for one in fleets if isinstance(one, FleetSet) for policy in one.fleet.policies)
 
 
@@ -446,7 +445,7 @@ def _concerns(record: Record, service: str) -> bool:
 def _alerts(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The last word on every alert, newest first; resolved ones only when `all` is asked for."""
     shown: dict[str, dict[str, Any]] = {}
-    for record in _each(reader, ("alert_changed",)):
+    for record in each(reader, ("alert_changed",)):
         change = record.record
         assert isinstance(change, AlertChanged)
         shape = _stored(record)
@@ -461,21 +460,8 @@ def _alerts(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any
     return list(reversed(wanted))[: _most(parameters)]
 
 
-def _each(reader: Reader, kinds: tuple[str, ...], *, service: str | None = None) -> Iterable[StoredRecord]:
-    after = 0
-    while True:
-        page = reader.records(after=after, kinds=kinds, service=service, limit=MOST)
-        if not page:
-            return
-        yield from page
-        after = page[-1].seq
-
-
-_INCIDENT_KINDS: Final = ("incident_opened", "incident_merged", "incident_closed", "moved", "ended", "intended")
-
-
 def _incidents(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = outages(reader)
+    found = outages.read(reader)
     service = parameters.get("service")
     chosen = [
         outage.shape()
@@ -487,100 +473,24 @@ def _incidents(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, 
 
 def _one_incident(reader: Reader, parameters: Mapping[str, Any]) -> dict[str, Any]:
     number = int(parameters["number"])
-    outage = outages(reader).get(number)
+    outage = outages.read(reader).get(number)
     if outage is None:
         raise RequestRefused("not_found", f"no incident {number}")
     timeline = [
         shape
-        for record in _each(reader, (*_INCIDENT_KINDS, "alert_changed"))
+        for record in each(reader, (*outages.KINDS, "alert_changed"))
         if (shape := _stored(record))["incident"] == number or shape["root_incident"] == number
     ]
     return {**outage.shape(), "timeline": timeline}
 
 
-@attrs.define(kw_only=True)
-class Outage:
-    """An incident as the records tell it. Times are UNIX time; `downs` are seconds down, by member."""
-
-    number: int
-    root: str
-    opened: float
-    correlation: str = ""
-    members: dict[str, None] = attrs.field(factory=dict)
-    closed: float | None = None
-    into: int | None = None
-    because: str = ""
-    actions: list[str] = attrs.field(factory=list)
-    relapses: int = 0
-    first_failure: float | None = None
-
-    def shape(self) -> dict[str, Any]:
-        """Return it as the API shows it."""
-        return {
-            "incident": self.number,
-            "root": self.root,
-            "opened": utc(self.opened),
-            "closed": utc(self.closed) if self.closed is not None else None,
-            "open": self.closed is None and self.into is None,
-            "merged_into": self.into,
-            "members": list(self.members),
-            "actions": self.actions,
-            "relapses": self.relapses,
-            "because": self.because,
-            "correlation_id": self.correlation,
-            # A death that is heard is stamped when it was heard, a moment before the check that failed of it began.
-            "detection_seconds": max(0.0, self.opened - self.first_failure) if self.first_failure is not None else None,
-            "duration_seconds": self.closed - self.opened if self.closed is not None else None,
-        }
-
-
-def outages(reader: Reader) -> dict[int, Outage]:
-    """Return every incident by number, as the records tell it."""
-    found: dict[int, Outage] = {}
-    for stored_record in _each(reader, _INCIDENT_KINDS):
-        record, wall = stored_record.record, stored_record.wall
-        if isinstance(record, IncidentOpened):
-            outage = found.get(record.incident.number)
-            if outage is None:
-                outage = found[record.incident.number] = Outage(
-                    number=record.incident.number,
-                    root=record.service,
-                    opened=wall,
-                    correlation=record.incident.correlation,
-                    first_failure=_first_failure(record, wall),
-                )
-            else:
-                outage.closed = None
-                outage.relapses += 1
-            outage.members[record.service] = None
-        elif isinstance(record, IncidentMerged) and record.incident in found:
-            found[record.incident].into = record.into
-        elif isinstance(record, IncidentClosed) and record.incident in found:
-            found[record.incident].closed = wall
-            found[record.incident].because = record.because
-        elif isinstance(record, Intended) and record.incident in found:
-            found[record.incident].actions.append(f"{record.service}: {record.action}")
-        elif isinstance(record, Moved) and record.after.incident in found and record.after.incident is not None:
-            found[record.after.incident].members[record.service] = None
-    return found
-
-
-def _first_failure(record: IncidentOpened, wall: float) -> float | None:
-    """The UNIX time of the first failing check: the correlation id carries its journal time."""
-    _, _, at = record.incident.correlation.rpartition("@")
-    try:
-        return wall - (record.at - float(at))
-    except ValueError:
-        return None
-
-
 def _statistics(reader: Reader, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers from recorded data; where there is none, the number is null and not a guess (S51)."""
     service = parameters.get("service")
-    found = outages(reader)
+    found = outages.read(reader)
     names: dict[str, dict[str, Any]] = {}
     down_since: dict[str, float] = {}
-    for stored_record in _each(reader, ("moved", "intended", "ended")):
+    for stored_record in each(reader, ("moved", "intended", "ended")):
         record, wall = stored_record.record, stored_record.wall
         name = getattr(record, "service", "")
         if service is not None and name != service:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfheal.core.detector import FAILURE_WEIGHT, confirmed, degraded, flapping, judge, quick
+from selfheal.core.detector import FAILURE_WEIGHT, confirmed, degraded, flapping, judge, loop_span, quick
 from selfheal.core.model import (
     PASSING,
     Budget,
@@ -464,3 +464,9 @@ def test_nobody_is_slow_without_an_objective() -> None:
     assert one.degraded() == "slow"
     one.policy = policy()
     assert one.degraded() == ""
+
+
+def test_a_crash_loop_outlasts_every_excuse_before_it_is_believed() -> None:
+    assert loop_span(policy()) == 300.0
+    assert loop_span(policy(min_failing_span=60.0)) == 600.0
+    assert loop_span(policy(start_grace=500.0, starting_limit=400.0)) == 900.0

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from math import inf
+from typing import Any
 
 import anyio
 import pytest
@@ -367,6 +368,33 @@ async def test_a_task_a_plugin_started_is_attributed_to_it_when_it_blocks() -> N
     async with running() as (loops, reports):
         await loops.run("bad", parent, timeout=2.0)
     assert [report.owner for report in reports] == ["bad"]
+
+
+async def test_a_plugin_whose_last_words_stop_the_loop_does_not_keep_it_from_being_cleaned() -> None:
+    closed: list[str] = []
+
+    async def speaks() -> None:
+        try:
+            await asyncio.sleep(60.0)
+        finally:
+            asyncio.get_running_loop().stop()
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.append("generator")
+
+    async def starts() -> None:
+        kept.append(asyncio.ensure_future(speaks()))
+        kept.append(numbers())
+        await anext(kept[1])
+
+    kept: list[Any] = []
+    async with running() as (loops, reports):
+        await loops.run("bad", starts, timeout=2.0)
+    assert (closed, reports) == (["generator"], [])
 
 
 @pytest.mark.real_time

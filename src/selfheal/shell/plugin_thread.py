@@ -44,6 +44,9 @@ GRACE: Final = 0.25
 ACTION_GRACE: Final = 5.0
 """The same for an action, which must kill what it started: asking, waiting, then killing."""
 
+STOPS: Final = 8
+"""How often a loop that is being cleaned may be stopped by others before that is given up."""
+
 INSIST: Final = 1.0
 """Seconds between two further cancellations of what has been given up. Some drivers spend the first on cleaning up."""
 
@@ -421,6 +424,8 @@ class PluginThread:
             self._leave()
 
     def _leave(self) -> None:
+        if self._ending:
+            return
         self._ending = True
         self.loop.call_soon(self.loop.stop, context=self._context)
 
@@ -436,13 +441,25 @@ class PluginThread:
                 owner = run.call.owner if run is not None else self.owner
                 self._overseer.report(Report(kind="raised", owner=owner, where=type(problem).__name__))
         try:
-            self.loop.run_until_complete(self._clean())
+            self._cleaned()
         except BaseException as problem:  # noqa: BLE001  # the last words of a plugin's task
             self._overseer.report(Report(kind="raised", owner=self.owner, where=type(problem).__name__))
         self._pool.shutdown(wait=False)
         with contextlib.suppress(RuntimeError):
             self.loop.close()
         self._overseer.left(self)
+
+    def _cleaned(self) -> None:
+        """Clean to the end: a stop of the loop that was asked for before, or by a plugin's last words, is not ours."""
+        clean = self.loop.create_task(self._clean(), context=self._context)
+        for stopped in range(1, STOPS + 1):
+            try:
+                self.loop.run_until_complete(clean)
+            except RuntimeError:
+                if stopped == STOPS or clean.done():
+                    raise
+            if clean.done():
+                break
 
     async def _clean(self) -> None:
         """Cancel the tasks plugins left, close what they keep and their async generators."""
