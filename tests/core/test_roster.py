@@ -607,3 +607,16 @@ def test_who_was_pardoned_stays_so_in_a_new_fleet() -> None:
     hand.propose(*fleet(*"abcdefg").policies)
     hand.check("d")
     assert "storm" not in hand.ledger.holds
+
+
+def test_a_storm_outlives_a_restart_with_whoever_is_only_unhealthy_yet_and_whoever_is_down() -> None:
+    """Since when each fails is what is stored: that of its incident, or that of its state."""
+    hand = Hand(*fleet(*"abcd").policies)
+    hand.well(*"abcd")
+    hand.fail("a")
+    opened = hand.ledger.incidents[1].since
+    hand.check("b")
+    unhealthy = hand.condition("b").since
+    hand.restart(down_for=1.0)
+    assert (hand.engine.lookout.storm.since("a"), hand.engine.lookout.storm.since("b")) == (opened, unhealthy)
+    assert "c" not in hand.engine.lookout.storm
