@@ -620,3 +620,10 @@ def test_a_storm_outlives_a_restart_with_whoever_is_only_unhealthy_yet_and_whoev
     hand.restart(down_for=1.0)
     assert (hand.engine.lookout.storm.since("a"), hand.engine.lookout.storm.since("b")) == (opened, unhealthy)
     assert "c" not in hand.engine.lookout.storm
+
+
+def test_the_time_to_answer_begins_anew_with_a_start() -> None:
+    hand = Hand(service(steps=(FLUSH,)))
+    hand.reach("held:approval")
+    hand.restart(down_for=3600.0)
+    assert hand.condition().asked_at == hand.now
