@@ -51,3 +51,15 @@ def test_a_child_that_never_came_back_goes_with_its_parents_next_outage() -> Non
     assert second != first
     assert hand.condition("api").incident == second
     assert first not in hand.ledger.incidents
+
+
+def test_a_root_that_was_not_counted_in_this_outage_keeps_what_it_failed_by_itself_before() -> None:
+    fleet = Fleet(policies=(Policy(name="db"), Policy(name="api", depends_on=(Dependency(services=("db",)),))))
+    down = Condition(state=State.FAILED, incident=1, confirmed=(5.0, 40.0))
+    history: list[Record] = [
+        FleetSet(at=0.0, fleet=fleet),
+        IncidentOpened(at=50.0, service="api", incident=Incident(number=1, root="api", since=50.0)),
+        Moved(at=50.0, service="api", before=Condition(), after=down),
+    ]
+    records = list(merged(Ledger.fold(history), "db", 2, 60.0))
+    assert [one.after.confirmed for one in records if isinstance(one, Moved)] == [(5.0, 40.0)]
