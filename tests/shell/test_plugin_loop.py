@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,6 +19,7 @@ import pytest
 from selfheal.shell.blocking import StillStuck
 from selfheal.shell.plugin_loop import PluginLoops, poke_here
 from selfheal.shell.plugin_thread import Call, Ending, Outcome, Report
+from selfheal.shell.threads import frames
 
 pytestmark = pytest.mark.anyio
 
@@ -415,6 +418,56 @@ async def test_short_blocks_put_a_plugin_apart_after_three_and_cost_nobody_a_dea
         assert all(outcome.late > 0.2 for outcome in heard)
         assert [(report.kind, report.owner) for report in reports] == [("slow", "bad")]
         assert (await loops.run("bad", _thread_name, timeout=1.0)).value == "selfheal-checks-of-bad"
+
+
+def test_nothing_is_collected_while_frames_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 deadlocks when a collection begins there and meets a dead `threading.local` (cpython 106883)."""
+    if sys.version_info >= (3, 12):
+        pytest.skip("from 3.12 on a collection never begins inside a function written in C")
+    inside, collections = [False], [0]
+
+    def reading() -> dict[int, Any]:
+        inside[0] = True
+        kept = [[n] for n in range(5000)]  # as many objects as a process with so many threads
+        inside[0] = False
+        return {len(kept): None}
+
+    def noting(phase: str, _: object) -> None:
+        collections[0] += inside[0] and phase == "start"
+
+    monkeypatch.setattr(sys, "_current_frames", reading)
+    gc.callbacks.append(noting)
+    try:
+        assert list(frames()) == [5000]
+        assert collections == [0]
+        assert gc.isenabled()
+        reading()
+        assert collections[0] > 0, "this test can fail"
+        gc.disable()
+        frames()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.callbacks.remove(noting)
+
+
+@pytest.mark.real_time
+async def test_a_loop_that_only_waits_costs_no_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counting() -> dict[int, Any]:
+        asked.append(1)
+        return frames()
+
+    monkeypatch.setattr("selfheal.shell.plugin_loop.frames", counting)
+    async with running() as (loops, reports):
+        heard: list[Outcome] = []
+        loops.submit("hung", never, timeout=inf, done=heard.append, kind="other")
+        await anyio.sleep(0.6)  # six looks
+        assert not asked
+        await loops.run("blocks", blocks(0.5), timeout=2.0)
+        assert asked
+        assert {(report.kind, report.owner) for report in reports} <= {("slow", "blocks"), ("blocked", "blocks")}
 
 
 @pytest.mark.real_time

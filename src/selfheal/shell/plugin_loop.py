@@ -39,13 +39,13 @@ import anyio
 from selfheal.shell.blocking import StillStuck
 from selfheal.shell.contexts import CLOSING, Kept
 from selfheal.shell.plugin_thread import Call, Ending, Kind, Outcome, PluginThread, Report, Run
-from selfheal.shell.threads import Spinners, running_in
+from selfheal.shell.threads import Spinners, frames, running_in
 
 TICK: Final = 0.1
 """Seconds between two looks of the watchdog, while anything runs."""
 
-BLOCKED_TICKS: Final = 4
-"""A loop is blocked once the same step of one plugin was seen at so many looks after the first: 0.4 to 0.5 s.
+BLOCKED_TICKS: Final = 3
+"""A loop is blocked once two looks found it in one turn, and so many more in the same step of it: 0.4 to 0.5 s.
 
 Looks are counted, not seconds: after a suspension of the whole process only one more look has passed.
 """
@@ -334,9 +334,11 @@ class PluginLoops:
             self._start_watching()
 
     def _look(self, homes: list[PluginThread], now: float, late: float) -> None:
-        frames = sys._current_frames() if homes else {}
+        standing = [home for home in homes if not home.turns.waiting and home.turns.number == home.turn]
+        stands = frames() if standing else {}
         for home in homes:
-            step, where = running_in(frames.get(home.thread.ident or 0))
+            home.turn = home.turns.number
+            step, where = running_in(stands.get(home.thread.ident or 0)) if home in standing else (None, "")
             if step is None or step is not home.seen or late > SUSPENDED:
                 home.seen, home.looks, home.since = step, 0, now
                 home.blocked = False
@@ -345,7 +347,7 @@ class PluginLoops:
             if home.looks >= BLOCKED_TICKS and not home.blocked:
                 home.blocked = True
                 self._blocked(home, home.culprit(step), where, now - home.since)
-        del frames
+        del stands
         for home in homes:
             for run in home.runs_now():
                 if now >= run.overdue_at():

@@ -25,6 +25,7 @@ import attrs
 
 from selfheal.shell.blocking import OWNER, DaemonPool
 from selfheal.shell.contexts import Kept
+from selfheal.shell.threads import Turns
 
 Kind: TypeAlias = Literal["check", "inspect", "action", "other"]
 """What a call is: a `check` and an `inspect` may run again elsewhere, an `action` and `other` never."""
@@ -238,6 +239,8 @@ class PluginThread:
         self.stood = 0.0
         self.blocked = False
         self.abandoned = False
+        self.turns = Turns()
+        self.turn = -1
         self.seen: asyncio.Handle | None = None
         self.looks = 0
         self.since = 0.0
@@ -250,7 +253,7 @@ class PluginThread:
         self._context = Context()  # not the host's: anyio's backend is a context variable
         self._pool = DaemonPool()
         # Not the policy's: with uvloop the running callback could not be seen.
-        self.loop: asyncio.AbstractEventLoop = asyncio.SelectorEventLoop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.SelectorEventLoop(self.turns)
         self.loop.set_default_executor(self._pool)
         self.loop.set_exception_handler(self._unheard)
         name = "selfheal-" + ("actions" if actions else "checks") + (f"-of-{owner}" if owner else "")

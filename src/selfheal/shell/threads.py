@@ -6,15 +6,21 @@ Both look without touching: nothing is patched, traced or slowed in the threads 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import selectors
 import sys
 import threading
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Final
 
-SPIN_LATE: Final = 0.003
-"""Seconds a wake-up must be late before spinning is suspected: a thread that wants the GIL waits 5 ms for it."""
+SPIN_LATE: Final = 0.001
+"""Seconds a wake-up must be late before spinning is suspected.
+
+A thread that wants the GIL of one that spins waits 5 ms for it; less if another has asked before, so that where a
+third thread wakes often, any share of the 5 ms is as likely as another.
+"""
 
 SPIN_SHARE: Final = 0.3
 """The share of a processor above which a thread spins: three of them share one GIL."""
@@ -28,6 +34,43 @@ LOOPS: Final = ("selfheal-checks", "selfheal-actions")
 _LIBRARY: Final = str(Path(os.__file__).parent)
 
 _RUN: Final[CodeType] = asyncio.Handle._run.__code__  # every callback and every step of a task goes through it
+
+
+class Turns(selectors.DefaultSelector):
+    """The selector of a loop whose turns another thread follows: which one it is in, and whether it only waits.
+
+    That is two stores a turn. Frames are for when the loop is seen standing: to ask for them costs one object for each
+    thread of the process.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+        self.waiting = False
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait as the selector does; that is the end of a turn, and the next one begins when it returns."""
+        self.number += 1
+        self.waiting = True
+        ready = super().select(timeout)
+        self.waiting = False
+        return ready
+
+
+def frames() -> dict[int, FrameType]:
+    """Return the innermost frame of each thread, by its identifier.
+
+    Before Python 3.12 a garbage collection may begin inside `sys._current_frames` while it holds the lock over all
+    thread states; one that finds a dead `threading.local`, or lets another thread have the GIL, then stands for ever,
+    and every thread with it (cpython issue 106883). So nothing is collected meanwhile.
+    """
+    if sys.version_info >= (3, 12) or not gc.isenabled():
+        return sys._current_frames()
+    gc.disable()
+    try:
+        return sys._current_frames()
+    finally:
+        gc.enable()
 
 
 def running_in(frame: FrameType | None) -> tuple[asyncio.Handle | None, str]:
@@ -99,8 +142,8 @@ class Spinners:
             if looks >= SPIN_LOOKS and native not in self._named and not threads[native].name.startswith(LOOPS)
         ]
         self._named.update(found)
-        frames = sys._current_frames() if found else {}
-        return [(threads[native].name, _where(frames.get(threads[native].ident or 0))) for native in found]
+        stands = frames() if found else {}
+        return [(threads[native].name, _where(stands.get(threads[native].ident or 0))) for native in found]
 
 
 def _processor_time(native: int) -> float | None:
