@@ -1,0 +1,1 @@
+"""A plugin of selfheal; see the README beside `src`."""
