@@ -6,6 +6,8 @@ The tables below are the rule; the functions only read. Whoever breaks one is to
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -545,6 +547,19 @@ def test_the_library_leaves_the_process_alone(modules: list[Module]) -> None:
 def test_importing_does_no_work(modules: list[Module]) -> None:
     problems = [problem for module in modules for problem in work_at_import(module)]
     assert not problems, told(problems)
+
+
+def test_who_only_imports_the_package_does_not_pay_for_the_engine() -> None:
+    """A plugin and a command that only asks import `selfheal`; the supervisor comes when it is named."""
+    lines = (
+        "import selfheal, sys",
+        "heavy = {'selfheal.supervisor', 'selfheal.shell', 'selfheal.core.engine', 'selfheal.journal', 'anyio'}",
+        "assert not heavy & set(sys.modules), sorted(heavy & set(sys.modules))",
+        "assert selfheal.Supervisor.__module__ == 'selfheal.supervisor'",
+        "assert 'Supervisor' in vars(selfheal)",
+        "assert not hasattr(selfheal, 'Manager')",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
 
 
 def test_plugins_use_public_names_only() -> None:

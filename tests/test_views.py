@@ -555,7 +555,9 @@ async def main():
         await more(5)
         after = await supervisor.ask("status")
     assert after["counts"]["healthy"] == 1, after
-    assert before["time"] < after["time"], (before["time"], after["time"])
+    assert after["time"] < before["time"], "the clock on the wall is shown as it stands"
+    lasted = [answer["services"][0]["since_seconds"] for answer in (before, after)]
+    assert 0 <= lasted[0] < lasted[1], "and no duration is by it"
 anyio.run(main)
 print("it went on")
 """

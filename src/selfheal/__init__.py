@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, files
+from typing import TYPE_CHECKING, Any
 
 from selfheal.core.model import (
+    PASSING,
     Backoff,
     Budget,
     Cause,
@@ -42,8 +44,20 @@ from selfheal.ladder import RecoveryAction
 from selfheal.plugins import Action, ActionContext, CheckContext, Context, HealthCheck, Notifier, Watching, Workload
 from selfheal.secret import Secret
 from selfheal.service import Canary, RecoveryStrategy, Service
-from selfheal.supervisor import Supervisor
 from selfheal.wire import PeerClosed, Target, Tls, WireCheck
+
+if TYPE_CHECKING:
+    from selfheal.supervisor import Supervisor
+
+
+def __getattr__(name: str) -> Any:
+    """Import the supervisor when it is first asked for: a plugin or a command that only asks does without."""
+    if name != "Supervisor":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from selfheal.supervisor import Supervisor  # noqa: PLC0415  # see above
+
+    globals()[name] = Supervisor
+    return Supervisor
 
 
 def _refuse_namesake() -> None:
@@ -62,6 +76,7 @@ def _refuse_namesake() -> None:
 _refuse_namesake()
 
 __all__ = [
+    "PASSING",
     "Action",
     "ActionContext",
     "ActionFailed",

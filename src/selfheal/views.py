@@ -7,7 +7,7 @@ thread; *stored* answers are read from the journal, in any thread or process. Re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from math import inf
 from typing import Any, Final
@@ -119,14 +119,20 @@ def _line(facts: Facts, name: str) -> dict[str, Any]:
 
 
 def _services(facts: Facts, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [_one(facts, name) for name in facts.ledger.policies]
+    alerts: dict[str, list[Alert]] = {}
+    for alert in facts.ledger.alerts.values():
+        alerts.setdefault(alert.service, []).append(alert)
+    actions = {intent.service: intent.intent for intent in reversed(facts.ledger.intents.values())}
+    return [_one(facts, name, alerts.get(name, ()), actions.get(name)) for name in facts.ledger.policies]
 
 
 def _service(facts: Facts, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return _one(facts, parameters["service"])
+    name, ledger = parameters["service"], facts.ledger
+    alerts = [alert for alert in ledger.alerts.values() if alert.service == name]
+    return _one(facts, name, alerts, next((i.intent for i in ledger.intents.values() if i.service == name), None))
 
 
-def _one(facts: Facts, name: str) -> dict[str, Any]:
+def _one(facts: Facts, name: str, alerts: Iterable[Alert], action: str | None) -> dict[str, Any]:
     ledger = facts.ledger
     evidence = facts.evidence_of(name)
     return {
@@ -135,8 +141,8 @@ def _one(facts: Facts, name: str) -> dict[str, Any]:
         "policy": encode(ledger.policies[name]),
         "condition": _condition(facts, ledger.conditions[name]),
         "evidence": _evidence(facts, evidence) if evidence is not None else None,
-        "alerts": [_alert_shown(facts, alert) for alert in ledger.alerts.values() if alert.service == name],
-        "action": next((i.intent for i in ledger.intents.values() if i.service == name), None),
+        "alerts": [_alert_shown(facts, alert) for alert in alerts],
+        "action": action,
     }
 
 
