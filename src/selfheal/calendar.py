@@ -92,6 +92,12 @@ def _moment(value: datetime | str | None) -> datetime | None:
         raise ValueError(f"{value!r} is not a date and time; write it like 2026-03-29T01:00:00+01:00") from None
 
 
+def _names(value: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise ValueError(f"services: {value!r} is one name; write a list of them")
+    return tuple(value)
+
+
 @attrs.frozen(kw_only=True)
 class MaintenanceWindow:
     """When some services are being worked on: exactly one of `weekly`, `daily`, or `start` with `end`.
@@ -102,7 +108,7 @@ class MaintenanceWindow:
     """
 
     name: str
-    services: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    services: tuple[str, ...] = attrs.field(default=(), converter=_names)
     everything: bool = False
     weekly: str | None = None
     daily: str | None = None

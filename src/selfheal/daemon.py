@@ -23,8 +23,8 @@ import anyio
 import anyio.to_thread
 
 from selfheal.cli.words import clean, sentence
-from selfheal.config import Configuration
-from selfheal.errors import ConfigurationError, SelfhealError
+from selfheal.config import Configuration, at_start_only
+from selfheal.errors import ConfigurationError, RequestRefused, SelfhealError
 from selfheal.shell.homes import settled
 from selfheal.supervisor import Supervisor
 
@@ -65,11 +65,11 @@ async def _live(configuration: Configuration, load: Any) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with anyio.create_task_group() as tasks:
             over = anyio.Event()
-            tasks.start_soon(_listen, signals, supervisor, load, over)
+            tasks.start_soon(_listen, signals, supervisor, configuration, load, over)
             async with supervisor, anyio.create_task_group() as doors:
                 for name, frontend in configuration.frontends.items():
                     doors.start_soon(_serve, name, frontend, supervisor)
-                doors.start_soon(_keep_watchdog)
+                doors.start_soon(_keep_watchdog, supervisor)
                 notify("READY=1")
                 log.info("watching %d services; state in %s", len(configuration.services), configuration.state_dir)
                 await over.wait()
@@ -80,10 +80,16 @@ async def _live(configuration: Configuration, load: Any) -> None:
     log.info("stopped")
 
 
-async def _listen(signals: AsyncIterator[signal.Signals], supervisor: Supervisor, load: Any, over: anyio.Event) -> None:
+async def _listen(
+    signals: AsyncIterator[signal.Signals],
+    supervisor: Supervisor,
+    begun_with: Configuration,
+    load: Any,
+    over: anyio.Event,
+) -> None:
     async for number in signals:
         if number is signal.SIGHUP:
-            await _reload(supervisor, load)
+            await _reload(supervisor, begun_with, load)
         elif over.is_set():
             log.warning("asked to stop once more: leaving at once")
             logging.shutdown()
@@ -92,7 +98,7 @@ async def _listen(signals: AsyncIterator[signal.Signals], supervisor: Supervisor
             over.set()
 
 
-async def _reload(supervisor: Supervisor, load: Any) -> None:
+async def _reload(supervisor: Supervisor, begun_with: Configuration, load: Any) -> None:
     notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
         configuration = await anyio.to_thread.run_sync(load)
@@ -100,10 +106,18 @@ async def _reload(supervisor: Supervisor, load: Any) -> None:
     except ConfigurationError as refused:
         for problem in refused.problems:
             log.error("the file was not taken over: %s", problem)
+    except RequestRefused as refused:
+        log.error("the file was not taken over: %s", refused)
+        log.error("to confirm it, restart selfheal with this file, then say `selfheal release fleet`")
     except SelfhealError as refused:
         log.error("the file was not taken over: %s", refused)
     else:
-        log.info("the file was read again; notifiers, maintenance and frontends are as they were")
+        logging.getLogger("selfheal").setLevel(configuration.log_level.upper())
+        log.info("the file was read again")
+        for warning in configuration.warnings:
+            log.warning("%s", warning)
+        for key in at_start_only(begun_with, configuration):
+            log.warning("%s: what has changed there is taken over at the next start only", key)
     notify("READY=1")
 
 
@@ -132,14 +146,15 @@ def notify(said: str) -> None:
             log.debug("the service manager was not told: %s", problem)
 
 
-async def _keep_watchdog() -> None:
-    """Answer the service manager's watchdog for as long as this loop turns."""
+async def _keep_watchdog(supervisor: Supervisor) -> None:
+    """Answer the service manager's watchdog for as long as the engine turns, and not only this loop."""
     period = os.environ.get("WATCHDOG_USEC", "")
     if not period.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return
-    while True:
+    while (await supervisor.ask("health"))["running"]:
         notify("WATCHDOG=1")
         await anyio.sleep(int(period) / 1e6 / 2)
+    log.critical("the engine does not turn any more: the service manager is left to restart this process")
 
 
 # -- logging ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ application's own loop, ``with supervisor.threaded():`` beside a synchronous or 
 from __future__ import annotations
 
 import hmac
+import inspect
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
@@ -142,10 +143,15 @@ class Supervisor:
         return decorate
 
     def action(self, service: str, verb: str) -> Callable[[F], F]:
-        """Register the decorated callable as the application's own cure for a step of a service's ladder."""
+        """Register the decorated callable as the application's own cure for a step of a service's ladder.
+
+        It is called with an `ActionContext`. Raises `TypeError` for one that does not take it.
+        """
 
         def decorate(function: F) -> F:
             self._not_running("action")
+            if not _takes_one(function):
+                raise TypeError(f"the cure {verb!r} of {service!r} is called with an ActionContext; let it take one")
             self._callbacks[service, verb] = function
             return function
 
@@ -351,11 +357,11 @@ class Supervisor:
             await self._change(left, f"remove {name}", actor, confirmed=confirmed)
 
     async def reload(self, configuration: Configuration, *, confirmed: bool = False, actor: str = LOCAL) -> None:
-        """Take over the services, canaries and limits of another version of the file. State, budgets and pauses stay.
+        """Take over the services, canaries, limits and maintenance windows of another version of the file.
 
-        A notifier that there was takes over its new settings; other notifiers, routes and maintenance windows are read
-        at a start only. Raises `RequestRefused` when it drops so much of the fleet that it must be `confirmed`, and
-        `ConfigurationError`; then nothing has changed.
+        State, budgets and pauses stay. A notifier that there was takes over its new settings; what else changed waits
+        for the next start (`config.at_start_only` names it). Raises `RequestRefused` when it drops so much of the
+        fleet that it must be `confirmed`, and `ConfigurationError`; then nothing has changed.
         """
         c = configuration
         async with self._at_work().changing:
@@ -364,6 +370,8 @@ class Supervisor:
             await self._change(services, "reload", actor, confirmed=confirmed, canaries=c.canaries, limits=c.limits)
             self._canaries, self._limits = c.canaries, c.limits
             self._notifiers = {name: c.notifiers.get(name, one) for name, one in self._notifiers.items()}
+            self._calendar = Calendar(c.maintenance)
+            self._at_work().windows.replace(self._calendar)
             await self._at_work().telling.replace(self._notifiers)
 
     async def _change(
@@ -497,7 +505,7 @@ class Supervisor:
             explain=engine.explain,
             kinds={name: service.kind or "callable" for name, service in self._services.items()},
             health={
-                "running": running.loop.broken is None,
+                "running": running.loop.turning,
                 "journal": {"well": running.journal.well, "detail": running.journal.detail},
                 "reading": False,
                 "lag_seconds": running.loop.busiest,
@@ -516,6 +524,16 @@ class Supervisor:
             return
         async with self._at_work().stream.subscribe() as receive:
             yield receive
+
+
+def _takes_one(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # written in C, and does not say
+        return True
+    return True
 
 
 def _kept(known: Service | None, new: Service) -> Service:

@@ -13,8 +13,11 @@ import sys
 import time
 from typing import Any
 
+import anyio
 import pytest
 from tests.cli.conftest import PATIENCE, House, wait_for
+
+from selfheal import Supervisor, daemon
 
 pytestmark = pytest.mark.real_time
 
@@ -162,8 +165,29 @@ def test_a_reload_takes_over_what_is_right_and_nothing_that_is_wrong(house: Hous
     house.file.write_text('[fleet]\nstate_dir = "state"\n')
     child.send_signal(signal.SIGHUP)
     wait_for(lambda: house.log().count("the file was not taken over") == 2)
+    wait_for(lambda: "restart selfheal with this file, then say `selfheal release fleet`" in house.log())
     assert len(house.ask("status")["services"]) == 4
     assert house.programs(house.web) == [program]
+
+
+def test_a_reload_names_what_waits_for_the_next_start(house: House) -> None:
+    child = house.start()
+    house.settled()
+    house.write(
+        """
+[notifiers.phone]
+kind = "log"
+
+[[maintenance]]
+name = "rack"
+services = ["web"]
+daily = "00:00-23:59"
+"""
+    )
+    child.send_signal(signal.SIGHUP)
+    wait_for(lambda: "notifiers.phone: what has changed there is taken over at the next start only" in house.log())
+    wait_for(lambda: [one["suppression"] for one in house.ask("suppressions")] == ["window:rack"])
+    assert "maintenance" not in [line.partition(": what has changed")[0] for line in house.log().splitlines()]
 
 
 def test_a_damaged_journal_stops_no_checking_and_is_left_as_it_is(house: House) -> None:
@@ -231,6 +255,25 @@ def test_a_loop_that_is_dead_does_not_answer_the_watchdog(house: House) -> None:
         child.send_signal(signal.SIGCONT)
         manager.settimeout(PATIENCE)
         assert manager.recv(200) == b"WATCHDOG=1"
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_has_stopped_does_not_answer_the_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, answered = [], anyio.Event()
+
+    def hear(text: str) -> None:
+        said.append(text)
+        answered.set()
+
+    monkeypatch.setattr(daemon, "notify", hear)
+    monkeypatch.setenv("WATCHDOG_USEC", "20000")
+    async with Supervisor(journal=None) as supervisor, anyio.create_task_group() as tasks:
+        tasks.start_soon(daemon._keep_watchdog, supervisor)
+        with anyio.fail_after(PATIENCE):
+            await answered.wait()
+        assert supervisor._running is not None
+        supervisor._running.loop.give_up(ZeroDivisionError("a fault of ours"))
+    assert set(said) == {"WATCHDOG=1"}  # and the task has ended by itself
 
 
 def test_its_log_is_lines_of_json_when_asked_for(house: House) -> None:

@@ -198,6 +198,8 @@ async def test_decorated_functions_check_and_cure() -> None:
             supervisor.action("index", "late")(mend)
     with pytest.raises(ValueError, match="registered already"):
         supervisor.service("index")(index_answers)
+    with pytest.raises(TypeError, match=r"'mend' of 'index' is called with an ActionContext"):
+        supervisor.action("index", "mend")(lambda: None)
 
 
 # -- changing the fleet ----------------------------------------------------------------------------------------------

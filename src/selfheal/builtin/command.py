@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 
 import attrs
 
-from selfheal.builtin import spawn
+from selfheal.builtin import options, spawn
 from selfheal.builtin.proc import Ending
 from selfheal.builtin.spawn import Finished
 from selfheal.core.model import PASSING, Cause, CheckResult, Instance, Run, Scalar, Verdict, whole
@@ -34,10 +34,6 @@ _CHECK_GRACE: Final = 0.1  # seconds between SIGTERM and SIGKILL: a check has no
 _ACTION_GRACE: Final = 1.0
 _LINE: Final = 200  # characters of output that are shown
 _MOST_FIGURES: Final = 32
-
-
-def _path(value: object) -> object:
-    return Path(value) if isinstance(value, str) else value
 
 
 def _line(text: str) -> str:
@@ -114,11 +110,11 @@ class CommandCheck:
     #: The cause a FAILING verdict carries, which selects the steps of the ladder.
     cause: Cause = attrs.field(default=Cause.ERROR, converter=Cause)
     #: The directory to run it in.
-    cwd: Path | None = attrs.field(default=None, converter=_path)
+    cwd: Path | None = attrs.field(default=None, converter=options.path)
     #: Variables it is given, over the few that every program is given; values may be secrets.
     environment: Mapping[str, str | Secret] = attrs.field(factory=dict, converter=spawn.named)
     #: Names of further variables of selfheal's own that it is given.
-    inherit: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    inherit: tuple[str, ...] = attrs.field(default=(), converter=options.texts)
     #: Bytes of output that are read; the rest is thrown away.
     limit: int = whole(spawn.LIMIT, 1, 1 << 24)
 
@@ -259,11 +255,11 @@ class CommandWorkload:
     #: Scales it up to `{to}` copies.
     _scale: tuple[str, ...] = attrs.field(default=(), converter=_arguments, alias="scale")
     #: The directory to run them in.
-    cwd: Path | None = attrs.field(default=None, converter=_path)
+    cwd: Path | None = attrs.field(default=None, converter=options.path)
     #: Variables they are given, over the few that every program is given; values may be secrets.
     environment: Mapping[str, str | Secret] = attrs.field(factory=dict, converter=spawn.named)
     #: Names of further variables of selfheal's own that they are given.
-    inherit: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    inherit: tuple[str, ...] = attrs.field(default=(), converter=options.texts)
     #: Bytes of output that are read; the rest is thrown away.
     limit: int = whole(spawn.LIMIT, 1, 1 << 24)
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import attrs
 
-from selfheal.builtin import launch, proc, spawn
+from selfheal.builtin import launch, options, proc, spawn
 from selfheal.builtin.launch import Act, Launcher, Roll
 from selfheal.builtin.proc import Ending, Family, Identity
 from selfheal.core.model import Instance, Run, Settled, seconds, whole
@@ -104,10 +104,6 @@ def _signal(instance: object, attribute: attrs.Attribute[str], value: object) ->
         raise ValueError(f'{attribute.name}: {value!r} is no signal; write a name such as "SIGTERM" or "SIGINT"')
 
 
-def _path(value: object) -> object:
-    return Path(value) if isinstance(value, str) else value
-
-
 @attrs.frozen(kw_only=True)
 class ProcessWorkload:
     """Run a program as this service: start it, stop it, restart it, run several copies of it.
@@ -124,22 +120,22 @@ class ProcessWorkload:
     #: Copies that run.
     count: int = whole(1, 1, MOST)
     #: The directory to run it in; by default, selfheal's own.
-    cwd: Path | None = attrs.field(default=None, converter=_path)
+    cwd: Path | None = attrs.field(default=None, converter=options.path)
     #: Variables it is given, over the few that every program is given; values may be secrets.
     environment: Mapping[str, str | Secret] = attrs.field(factory=dict, converter=spawn.named)
     #: Names of further variables of selfheal's own that it is given.
-    inherit: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    inherit: tuple[str, ...] = attrs.field(default=(), converter=options.texts)
     #: The signal that asks each first process to end.
     stop_signal: str = attrs.field(default="SIGTERM", validator=_signal)
     #: Seconds after which what has not ended is killed, with everything it started.
     stop_timeout: float = seconds(10.0, 0.0, 3600.0)
     #: Where both streams go; by default, a `.log` beside the roll. A file, or a device such as /dev/null.
-    output: Path | None = attrs.field(default=None, converter=_path)
+    output: Path | None = attrs.field(default=None, converter=options.path)
     #: Bytes from which on an inspection moves the newest part of the output to `<output>.1` and empties it. Between
     #: two inspections it may grow beyond, and what is written during the move is lost.
     output_limit: int = whole(1 << 20, 1 << 12, 1 << 40)
     #: Where the roll of its processes is kept: the `state_dir` of the fleet. Two managers must not share one.
-    state_directory: Path | None = attrs.field(default=None, converter=_path)
+    state_directory: Path | None = attrs.field(default=None, converter=options.path)
     #: Whether a clean stop of selfheal stops it.
     stop_with_selfheal: bool = True
     #: Whether selfheal starts it when it finds it absent at its own start.

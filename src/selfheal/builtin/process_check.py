@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import attrs
 
-from selfheal.builtin import proc
+from selfheal.builtin import options, proc
 from selfheal.core.model import PASSING, Cause, CheckResult, Instance, Run, Scalar, Verdict, seconds, whole
 from selfheal.plugins import CheckContext, Workload
 from selfheal.wire import failing, inconclusive
@@ -24,10 +24,6 @@ class _Incarnations:
 
     last: str | None = None
     changes: deque[float] = attrs.field(factory=deque)
-
-
-def _path(value: object) -> object:
-    return Path(value) if isinstance(value, str) else value
 
 
 @attrs.frozen(kw_only=True)
@@ -42,7 +38,7 @@ class ProcessCheck:
     kind: ClassVar[str] = "process"
 
     #: The file in which a daemon keeps its pid.
-    pid_file: Path | None = attrs.field(default=None, converter=_path)
+    pid_file: Path | None = attrs.field(default=None, converter=options.path)
     #: The name the process must have (`comm`, at most 15 characters): another program may have got its pid.
     program: str | None = None
     #: The workload to ask, where there is no pid file; by default the service's own.

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final
 
 import attrs
 
+from selfheal.builtin import options
 from selfheal.builtin.addresses import Endpoint, RedisUrl, read_address, read_http_url, read_redis_url
 from selfheal.builtin.http_talk import NotHttp, cause_of, read_body, read_head
 from selfheal.core.model import PASSING, Cause, CheckResult, Verdict, seconds, whole
@@ -23,10 +24,6 @@ from selfheal.wire import Talk, Target, Tls, failing, inconclusive
 _DAY: Final = 86400.0
 _NAME: Final = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 _OURS: Final = frozenset({"connection", "content-length", "transfer-encoding"})
-
-
-def _path(value: str | Path | None) -> Path | None:
-    return None if value is None else Path(value)
 
 
 def _masked(url: str | Secret) -> str:
@@ -118,9 +115,9 @@ class HttpCheck:
     #: The name that the certificate must bear, and SNI; the URL's host by default.
     server_name: str | None = None
     #: A PEM file of the authorities to trust, instead of the system's.
-    authority: Path | None = attrs.field(default=None, converter=_path)
+    authority: Path | None = attrs.field(default=None, converter=options.path)
     #: Our own certificate and its key, in one PEM file.
-    certificate: Path | None = attrs.field(default=None, converter=_path)
+    certificate: Path | None = attrs.field(default=None, converter=options.path)
     #: Whether to verify the peer's certificate at all.
     verify: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     #: Seconds before its end from which a certificate warns.
@@ -273,9 +270,9 @@ class RedisPing:
     #: The name that the certificate must bear; the URL's host by default.
     server_name: str | None = None
     #: A PEM file of the authorities to trust, instead of the system's.
-    authority: Path | None = attrs.field(default=None, converter=_path)
+    authority: Path | None = attrs.field(default=None, converter=options.path)
     #: Our own certificate and its key, in one PEM file.
-    certificate: Path | None = attrs.field(default=None, converter=_path)
+    certificate: Path | None = attrs.field(default=None, converter=options.path)
     #: Whether to verify the peer's certificate at all.
     verify: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     #: Seconds before its end from which a certificate warns.

@@ -13,13 +13,13 @@ from typing import Any
 import attrs
 
 from selfheal.config import build, read
-from selfheal.config.build import Configuration
+from selfheal.config.build import Configuration, at_start_only
 from selfheal.config.schema import duration
 from selfheal.errors import ConfigurationError, Problem
 from selfheal.ladder import Callbacks, resolve_all
 from selfheal.loading import Tables, load_plugins
 
-__all__ = ["Configuration", "Report", "check", "configure", "duration", "load"]
+__all__ = ["Configuration", "Report", "at_start_only", "check", "configure", "duration", "load"]
 
 
 @attrs.frozen(kw_only=True)

@@ -83,6 +83,27 @@ class Configuration:
     tables: Tables = attrs.field(factory=Tables, repr=False, eq=False)
 
 
+def at_start_only(before: Configuration, after: Configuration) -> tuple[str, ...]:
+    """Return the keys of a file in which two versions differ and which a reload does not take over."""
+    fleet = [f"fleet.{key}" for key in ("name", "seed", "state_dir", "plugins") if _differ(before, after, key)]
+    names = [name for name in before.notifiers if name not in after.notifiers]
+    names += [name for name in after.notifiers if name not in before.notifiers]
+    routes = {
+        route for one, other in ((before, after), (after, before)) for route in one.routes if route not in other.routes
+    }
+    names += sorted({route.notifier for route in routes}.difference(names))
+    doors = {**before.frontends, **after.frontends}
+    return (
+        *fleet,
+        *(f"notifiers.{name}" for name in names),
+        *(name for name in doors if before.frontends.get(name) != after.frontends.get(name)),
+    )
+
+
+def _differ(before: Configuration, after: Configuration, key: str) -> bool:
+    return bool(getattr(before, key) != getattr(after, key))
+
+
 def needs(data: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
     """Return the (section, kind) pairs that plain data names, as `load_plugins` takes them; never an error."""
     found = {("frontend", key) for key in data if key not in SECTIONS}

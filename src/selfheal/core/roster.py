@@ -37,6 +37,9 @@ from selfheal.core.repair import ORPHAN_MARGIN, Repair
 
 _SUSPECT: Final = frozenset({State.UNHEALTHY, State.FAILED, State.RECOVERING})
 
+WINDOW: Final = "window:"
+"""How the suppression of a maintenance window of the calendar begins; its name follows."""
+
 FIRST_CHECKS_APART: Final = 0.02
 """Seconds between the first checks of two services after a start: quick answers, no herd."""
 
@@ -317,7 +320,7 @@ class Roster:
         return True
 
     def window_changed(self, event: WindowChanged) -> None:
-        id_ = f"window:{event.window}"
+        id_ = WINDOW + event.window
         known = self.desk.ledger.suppressions.get(id_)
         if not event.active:
             self.lift(id_, "calendar", "the window is over")

@@ -47,6 +47,9 @@ PULSE: Final = 0.5
 Without it a suspended process whose next timer lies far ahead would believe the time-outs it finds on waking.
 """
 
+STALLED: Final = 10.0
+"""Seconds past its own appointment from which a loop counts as dead: whatever should have called it has ended."""
+
 ROUNDS: Final = 2
 """Looks of one wake-up for results of checks which its own results have begun; then the host has its turn."""
 
@@ -182,6 +185,11 @@ class Loop:
             self._beating = False
         self._notice_ours(began)
         self._asked = self._next()
+
+    @property
+    def turning(self) -> bool:
+        """Whether what is due is being done: no fault of ours has ended it, and it keeps its appointments."""
+        return self.broken is None and monotonic() - self._asked < STALLED
 
     def contained(self, work: Callable[[], object]) -> None:
         """Do `work` of ours on the host's loop, unless we are broken; a fault in it breaks us and nobody else."""

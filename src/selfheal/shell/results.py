@@ -24,6 +24,7 @@ from selfheal.secret import Secret, scrub
 from selfheal.shell.blocking import StillStuck
 from selfheal.shell.oserrors import from_oserror
 from selfheal.shell.plugin_thread import Ending, Outcome
+from selfheal.wire import inconclusive
 
 SUMMARY_LIMIT: Final = 500
 """Characters of a summary, and of one detail, that are kept."""
@@ -68,9 +69,9 @@ def of_outcome(outcome: Outcome, *, timeout: float) -> CheckResult:
         case Ending.TIMED_OUT:
             return CheckResult(Verdict.FAILING, cause=Cause.TIMEOUT, summary=f"no answer within {timeout:g} s")
         case Ending.CANCELLED:
-            return _inconclusive(None, "the check was cancelled")
+            return inconclusive("the check was cancelled", None)
         case Ending.ABANDONED:
-            return _inconclusive(Cause.ERROR, "the loop of the check was abandoned: another plugin blocked it")
+            return inconclusive("the loop of the check was abandoned: another plugin blocked it", Cause.ERROR)
         case Ending.EXCEPTION:
             return Scrubber(None).clean(of_exception(outcome.error))
 
@@ -87,8 +88,8 @@ def of_callable(outcome: Outcome, *, timeout: float) -> CheckResult:
         if isinstance(value, Verdict):
             value = CheckResult(value)
         if not isinstance(value, CheckResult):
-            return _inconclusive(
-                Cause.CONFIG, f"returned {type(value).__name__}; return a bool, a Verdict or a CheckResult"
+            return inconclusive(
+                f"returned {type(value).__name__}; return a bool, a Verdict or a CheckResult", Cause.CONFIG
             )
         return Scrubber(None).clean(of_value(value))
     error = outcome.error
@@ -108,12 +109,12 @@ def of_value(value: object) -> CheckResult:
     if value is PASSING:
         return PASSING
     if not isinstance(value, CheckResult):
-        return _inconclusive(Cause.CONFIG, f"the check returned {type(value).__name__}, not a CheckResult")
+        return inconclusive(f"the check returned {type(value).__name__}, not a CheckResult", Cause.CONFIG)
     try:
         verdict = Verdict(value.verdict)
         cause = None if value.cause is None else Cause(value.cause)
     except (TypeError, ValueError):
-        return _inconclusive(Cause.CONFIG, "the check returned a CheckResult whose verdict or cause is none of ours")
+        return inconclusive("the check returned a CheckResult whose verdict or cause is none of ours", Cause.CONFIG)
     if cause is None and verdict is Verdict.FAILING:
         cause = Cause.ERROR
     return attrs.evolve(value, verdict=verdict, cause=cause)
@@ -127,10 +128,10 @@ def of_exception(problem: BaseException | None) -> CheckResult:
     if isinstance(problem, OSError):
         return from_oserror(problem)
     if isinstance(problem, ImportError):
-        return _inconclusive(Cause.CONFIG, f"{_told(problem)}; install what this check needs")
+        return inconclusive(f"{_told(problem)}; install what this check needs", Cause.CONFIG)
     if isinstance(problem, asyncio.CancelledError | FutureCancelled | GeneratorExit):
-        return _inconclusive(Cause.ERROR, "the check cancelled itself")
-    return _inconclusive(Cause.ERROR, "the check ended in an unknown way" if problem is None else _told(problem))
+        return inconclusive("the check cancelled itself", Cause.ERROR)
+    return inconclusive("the check ended in an unknown way" if problem is None else _told(problem), Cause.ERROR)
 
 
 def _ours(problem: Exception) -> bool:
@@ -150,10 +151,6 @@ def _told(problem: BaseException) -> str:
     except Exception:  # noqa: BLE001  # the __str__ of a foreign exception may do anything
         text = "its text could not be read"
     return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
-
-
-def _inconclusive(cause: Cause | None, summary: str) -> CheckResult:
-    return CheckResult(Verdict.INCONCLUSIVE, cause=cause, summary=summary)
 
 
 # -- the last look --------------------------------------------------------------------------------------------------

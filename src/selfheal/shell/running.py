@@ -38,7 +38,7 @@ from selfheal.core.messages import (
 )
 from selfheal.core.model import Binds, Cause, State
 from selfheal.core.records import Intended
-from selfheal.core.roster import refusal_of_fleet
+from selfheal.core.roster import WINDOW, refusal_of_fleet
 from selfheal.core.routing import Route
 from selfheal.errors import NotRunning
 from selfheal.journal import Journal
@@ -155,7 +155,7 @@ class Running:
         self.telling = Telling(plan.routes, plan.notifiers, loops=self.loops, contexts=self.contexts)
         self.telling.clock = self.loop
         self.outbox = self.telling.outbox
-        self.windows = Windows(plan.calendar, clock=self.loop)
+        self.windows = Windows(clock=self.loop, standing=self._windows_open)
         self.stream.add(self.telling.hear)
         for name, observer in plan.observers:
             self.stream.add(partial(_observe, name, observer))
@@ -169,6 +169,7 @@ class Running:
         self.loop.post(Started(at=self.loop.at(), resumes=min(self._resumes, self.loop.at()), fleet=self.roster.fleet))
         if not self.journal.well:
             self.loop.post(JournalChanged(at=self.loop.at(), well=False, detail=self.journal.detail))
+        self.windows.replace(self.plan.calendar)  # before anything is started that is being worked on
         readiness = Readiness(self.probes.fd, self.probes.poll, self.loop.beat)
         self.loop.sooner = readiness.sooner
         for task in (readiness.run, self.outbox.run, self.telling.run, self.windows.run):
@@ -191,6 +192,10 @@ class Running:
             return False
         bound = any(s.binds is not Binds.SILENCE and s.covers(name) for s in ledger.suppressions.values())
         return not bound and (condition is None or condition.state is not State.DISABLED)
+
+    def _windows_open(self) -> list[str]:
+        """The maintenance windows of a calendar that are open by what was decided."""
+        return [id_.removeprefix(WINDOW) for id_ in self.engine.ledger.suppressions if id_.startswith(WINDOW)]
 
     def spawn(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """Run a coroutine function on the host's loop. A fault in it is ours, and must not end the application."""

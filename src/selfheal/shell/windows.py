@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from math import inf, isclose
 from typing import Final, Protocol
 
@@ -29,12 +30,17 @@ class Clock(Protocol):
 
 
 class Windows:
-    """Tells the engine when maintenance windows open and close. Used on the host's loop."""
+    """Tells the engine when maintenance windows open and close. Used on the host's loop.
 
-    def __init__(self, calendar: Calendar, *, clock: Clock) -> None:
-        self._calendar = calendar
+    `standing` names the windows that are open by what was decided before: one that is no longer in the calendar ends.
+    """
+
+    def __init__(self, *, clock: Clock, standing: Callable[[], Iterable[str]] = tuple) -> None:
+        self._calendar = Calendar()
         self._clock = clock
+        self._standing = standing
         self._said: dict[str, WindowChanged] = {}
+        self._changed = anyio.Event()
 
     async def run(self) -> None:
         """Tell, until cancelled."""
@@ -43,7 +49,20 @@ class Windows:
             for window in self._calendar.at(now):
                 self._say(window)
             pause = self._calendar.next_change(now) - now
-            await anyio.sleep(min(max(pause, 0.05), LOOK) if pause < inf else 3600.0)
+            with anyio.move_on_after(min(max(pause, 0.05), LOOK) if pause < inf else 3600.0):
+                await self._changed.wait()
+                self._changed = anyio.Event()
+
+    def replace(self, calendar: Calendar) -> None:
+        """Take over a calendar: what is open in it holds from now on, what is not in it ends."""
+        self._calendar = calendar
+        self._said.clear()
+        known = {window.name for window in calendar.windows}
+        for name in [name for name in self._standing() if name not in known]:
+            self._clock.post(WindowChanged(at=self._clock.at(), window=name, active=False, until=inf))
+        for window in calendar.at(time.time()):
+            self._say(window)
+        self._changed.set()
 
     def _say(self, window: WindowState) -> None:
         """Say how a window stands, unless that has been said: its end is the same but for the drift of two clocks."""
