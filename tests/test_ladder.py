@@ -8,6 +8,7 @@ import attrs
 import pytest
 
 from selfheal.builtin.actions import HttpHook
+from selfheal.builtin.command import CommandWorkload
 from selfheal.core.model import PASSING, CheckResult, Effect, Instance, Run, Settled, Step
 from selfheal.errors import ConfigurationError
 from selfheal.ladder import needed_actions, resolve, resolve_all
@@ -148,9 +149,20 @@ def test_an_action_object_may_stand_in_the_ladder_itself() -> None:
 
 def test_a_verb_that_nothing_answers_is_refused_with_what_would_answer_it() -> None:
     assert 'nothing answers "failover": the service has no workload' in refusal("failover")
-    assert "has a workload without `scale_up`" in refusal("scale_up", workload=Box())
+    assert "has a workload that cannot `scale_up`" in refusal("scale_up", workload=Box())
     assert "register a callback" in refusal("reconnect")
     assert "its check offers: reset_cache, vacuum, restart" in refusal("reconnect")
+
+
+def test_a_workload_whose_options_leave_a_verb_out_cannot_do_it() -> None:
+    asked = ["docker", "inspect", "web"]
+    one_way = CommandWorkload(inspect=asked, restart=["docker", "restart", "web"])
+    scaled = CommandWorkload(inspect=asked, restart=["x"], scale=["docker", "compose", "up", "--scale", "web={to}"])
+
+    for verb in ("scale_up", "start", "stop"):
+        assert f"has a workload that cannot `{verb}`" in refusal({"action": verb}, workload=one_way)
+    assert one({"action": "scale_up", "to": 3}, workload=scaled).how == "workload"
+    assert one("restart", workload=one_way).how == "workload"
 
 
 def test_a_misspelt_verb_is_refused_with_a_suggestion() -> None:

@@ -16,7 +16,7 @@ import attrs
 from selfheal.core.graph import Spelling
 from selfheal.core.model import MANUAL, Cause, Effect, Scalar, Step
 from selfheal.errors import ConfigurationError, Problem
-from selfheal.plugins import Action, FailingOver, Scaling, Starting, Workload
+from selfheal.plugins import Action, FailingOver, Offering, Scaling, Starting, Workload
 
 Callbacks: TypeAlias = "Mapping[tuple[str, str], Callable[..., Any]]"
 """(service, verb) -> the application's own cure."""
@@ -167,7 +167,7 @@ def needed_actions(services: Iterable[Laddered], callbacks: Callbacks) -> frozen
         for verb in {rung.step.action for rung in service.recovery_actions if rung.by is None} - {MANUAL}
         if service.kind is not None
         and (service.name, verb) not in callbacks
-        and not (verb in METHODS and isinstance(service.workload, METHODS[verb]))
+        and not _answered_by(service.workload, verb)
     )
 
 
@@ -234,13 +234,20 @@ def _resolved(
         return ResolvedStep(step=_with_arguments(rung, None), how="callback", target=callback)
     if rung.by is not None:
         return _by_object(rung, rung.by)
-    if verb in METHODS and isinstance(service.workload, METHODS[verb]):
+    if _answered_by(service.workload, verb):
         step = _at_least(EFFECTS[verb], rung, _with_arguments(rung, ARGUMENTS.get(verb, ())))
         return ResolvedStep(step=step, how="workload", target=service.workload, method=verb)
     if plugin in actions:
         made = _made(actions[plugin], rung.options, plugin)
         return ResolvedStep(step=_at_least(made.effect, rung, step), how="plugin", target=made)
     raise _Unresolved(*_nobody(service, verb, actions))
+
+
+def _answered_by(workload: Workload | None, verb: str) -> bool:
+    """Whether a workload can do a verb: it has the method, and its options allow for it."""
+    if verb not in METHODS or not isinstance(workload, METHODS[verb]):
+        return False
+    return not isinstance(workload, Offering) or verb in workload.verbs()
 
 
 def _by_object(rung: Rung, by: Any) -> ResolvedStep:
@@ -263,7 +270,7 @@ def _nobody(service: Laddered, verb: str, actions: Mapping[str, type[Any]]) -> t
     if verb not in known and (hint := Spelling(known).hint(verb)):
         return f'nothing answers "{verb}"', hint
     if verb in METHODS:
-        lacks = "has no workload" if service.workload is None else f"has a workload without `{verb}`"
+        lacks = "has no workload" if service.workload is None else f"has a workload that cannot `{verb}`"
         return (
             f'nothing answers "{verb}": the service {lacks}',
             "give it a workload that can, add http = { url = … } to the step, or register a callback",

@@ -51,6 +51,10 @@ class CheckContext(Context, Protocol):
     def previous(self) -> CheckResult | None:
         """The result of the last check of this service in this run."""
 
+    @property
+    def workload(self) -> Workload | None:
+        """The service's own workload, for a check that asks it who runs."""
+
 
 class ActionContext(Context, Protocol):
     """What an action, and the workload under it, is given."""
@@ -147,12 +151,44 @@ class Watching(Protocol):
 
 
 @runtime_checkable
+class Offering(Protocol):
+    """A workload whose options decide which verbs it can do: what it has a method for is not all of it."""
+
+    def verbs(self) -> frozenset[str]:
+        """Return the verbs it can do."""
+
+
+@runtime_checkable
+class Hosting(Protocol):
+    """A workload whose program selfheal itself runs: a child, and not somebody else's unit or container."""
+
+    @property
+    def autostart(self) -> bool:
+        """Whether it is started when it is found absent at the start of selfheal."""
+
+    @property
+    def stop_timeout(self) -> float:
+        """Seconds it may take to end."""
+
+    async def start(self, context: ActionContext) -> None: ...
+
+    async def release(self, context: Context, *, stopping: bool) -> None:
+        """Let go of the program: at a clean stop of selfheal (`stopping`), or at a reload that drops the service."""
+
+
+@runtime_checkable
 class Action(Protocol):
-    """A cure by its own name. `verb` is the step it answers to; it is found as `<check kind>.<verb>`."""
+    """A cure by its own name, found as `<check kind>.<verb>`."""
 
     kind: ClassVar[str]
-    verb: ClassVar[str]
-    effect: ClassVar[Effect]
+
+    @property
+    def verb(self) -> str:
+        """The step it answers to; a class attribute, or a field where people choose."""
+
+    @property
+    def effect(self) -> Effect:
+        """How much it disturbs."""
 
     async def run(self, context: ActionContext) -> None:
         """Do it; return when the command has finished; kill what you started when cancelled."""

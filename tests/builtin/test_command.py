@@ -268,7 +268,9 @@ async def test_placeholders_are_filled_from_what_is_known_and_from_nothing_else(
         {"inspect": ["true"], "restart": ["{service}"]},
         {"inspect": ["true"], "restart": ["a", "{to}"]},
         {"inspect": ["true"], "restart": ["a"], "scale": ["a", "3"]},
-        {"inspect": ["true"], "restart": ["a"], "scale": ["a", "--to={to}"]},
+        {"inspect": ["true"], "restart": ["a"], "scale": ["{to}a"]},
+        {"inspect": ["true"], "restart": ["a", "--to={to}"]},
+        {"inspect": ["true"], "restart": ["a"], "scale": ["a", "{to}", "--of={service}"]},
     ],
 )
 def test_commands_that_could_not_work_are_refused_at_once(fields: dict[str, Any]) -> None:
@@ -295,7 +297,7 @@ async def test_s31_scaling_by_command_goes_upwards_only(tmp_path: Path) -> None:
     workload = CommandWorkload(
         inspect=["sh", "-c", 'echo id; echo "count=$(cat "$0")"', str(count)],
         restart=["true"],
-        scale=["sh", "-c", 'printf %s "$1" > "$0"', str(count), "{to}"],
+        scale=["sh", "-c", 'test "$2" = "web=$1" && printf %s "$1" > "$0"', str(count), "{to}", "web={to}"],
     )
     await workload.scale_up(Given(arguments={"to": 2}))
     assert count.read_text() == "5"

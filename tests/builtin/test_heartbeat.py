@@ -23,6 +23,7 @@ class Given:
     kept: dict[str, Any] = attrs.field(factory=dict)
     deep: bool = False
     previous: CheckResult | None = None
+    workload: None = None
 
     async def blocking(self, function: Callable[..., Any], /, *args: Any) -> Any:
         return function(*args)

@@ -14,7 +14,7 @@ import attrs
 import pytest
 
 from selfheal.builtin.actions import HttpHook
-from selfheal.config import Configuration, check, configure, load
+from selfheal.config import Configuration, at_start_only, check, configure, load
 from selfheal.config.build import CANARY_KEYS, POLICY_KEYS, SERVICE_KEYS, needs
 from selfheal.core.model import (
     Backoff,
@@ -354,6 +354,29 @@ def test_an_unknown_preset_is_refused_with_a_suggestion(refused: Refuse) -> None
     ]
 
 
+def test_a_notifier_that_tells_of_the_fleet_knows_its_name() -> None:
+    notifiers = {"ours": {"kind": "alertmanager", "url": "http://127.0.0.1:9093"}}
+    notifiers["theirs"] = {**notifiers["ours"], "fleet": "theirs"}
+    found = configure({"fleet": {"name": "hub"}, "notifiers": notifiers})
+
+    assert {name: one.fleet for name, one in found.notifiers.items()} == {"ours": "hub", "theirs": "theirs"}  # type: ignore[attr-defined]
+
+
+def test_what_a_reload_does_not_take_over_is_named() -> None:
+    phone = {"kind": "webhook", "url": "http://127.0.0.1:9/"}
+    before = {"fleet": {"name": "hub"}, "notifiers": {"phone": phone, "gone": phone}}
+    after = {
+        "fleet": {"name": "hub2", "interval": 9},
+        "notifiers": {"phone": {**phone, "severities": ["high"]}, "new": phone},
+    }
+    one, other = configure(before), configure(after)
+
+    assert at_start_only(one, one) == ()
+    assert at_start_only(one, other) == ("fleet.name", "notifiers.gone", "notifiers.new", "notifiers.phone")
+    door = attrs.evolve(one, frontends={"http": object()}, routes=one.routes)
+    assert at_start_only(one, door) == at_start_only(door, one) == ("http",)
+
+
 def test_a_ladder_of_the_fleet_is_for_services_without_one(loaded: Load) -> None:
     first, second = loaded(
         '[fleet]\nrecovery_actions = ["manual_intervention"]\n' + service("recovery_actions = []") + service(name="b")
@@ -583,8 +606,8 @@ def test_a_key_that_no_action_reads_is_found_by_check(tmp_path: Path, tables: Ta
         ),
         "services.a.recovery_actions[1]: 'patern' is unknown to redis.reset_cache (did you mean \"pattern\"?)",
         (
-            'services.a.recovery_actions[2]: nothing answers "failover": the service has a workload without `failover`'
-            " (give it a workload that can, add http = { url = … } to the step, or register a callback)"
+            'services.a.recovery_actions[2]: nothing answers "failover": the service has a workload that cannot '
+            "`failover` (give it a workload that can, add http = { url = … } to the step, or register a callback)"
         ),
     ]
 

@@ -26,7 +26,10 @@ from selfheal.secret import Secret, scrub
 from selfheal.wire import inconclusive
 
 PLACEHOLDERS: Final = ("{service}", "{instance}", "{to}")
-"""What may stand as a whole argument of a workload's command; `{to}` only where it is told to scale."""
+"""What may stand as a whole argument of a workload's command; `{to}` only where it is told to scale.
+
+`{to}` is a whole number and nothing else, so it may also be a part of one: `web={to}`.
+"""
 
 _NOT_RUNNABLE: Final = {126, 127}  # what shells and `env` say when the program inside is missing or may not be run
 _UNFIT: Final = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP, errno.E2BIG}
@@ -211,15 +214,15 @@ def _arguments(value: object) -> object:
     arguments = spawn.checked(value)  # type: ignore[arg-type]  # it refuses whatever is no list of texts
     for argument in arguments:
         for placeholder in PLACEHOLDERS:
-            if placeholder in argument and argument != placeholder:
+            if placeholder in argument and argument != placeholder and placeholder != "{to}":
                 raise ValueError(f"{argument!r}: {placeholder} is only filled in as an argument of its own")
-    if arguments[0] in PLACEHOLDERS:
+    if arguments[0] in PLACEHOLDERS or "{to}" in arguments[0]:
         raise ValueError(f"{arguments[0]} cannot be the program")
     return arguments
 
 
 def _without_to(instance: object, attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
-    if "{to}" in value:
+    if any("{to}" in argument for argument in value):
         raise ValueError(f"{attribute.alias}: {{to}} is only known to `scale`")
 
 
@@ -236,8 +239,8 @@ class CommandWorkload:
 
     The other commands have done their work when they exit with 0; anything else is a failed action. Without `restart`,
     `stop` and `start` are used, one after the other, and not the second if the first failed. An argument that is
-    exactly `{service}`, `{instance}` (the id that failed) or, for `scale`, `{to}` is filled in, and refused if it would
-    begin with a dash. Every command also finds SELFHEAL_SERVICE, and for actions SELFHEAL_KEY (the same when it is
+    exactly `{service}` or `{instance}` (the id that failed) is filled in, and refused if it would begin with a dash;
+    for `scale`, so is `{to}`, the number of copies, also within an argument (`web={to}`). Every command also finds SELFHEAL_SERVICE, and for actions SELFHEAL_KEY (the same when it is
     asked of again), SELFHEAL_INCIDENT and SELFHEAL_ATTEMPT, in its environment. A daemon that a command has started is
     left alone when the command ends in time, and is ended with it when it does not.
     """
@@ -268,8 +271,8 @@ class CommandWorkload:
             raise ValueError("inspect: without it nobody knows who runs, and nothing may be done; give a command")
         if not self._restart and not (self._stop and self._start):
             raise ValueError("restart: give a command, or both `stop` and `start`")
-        if self._scale and "{to}" not in self._scale:
-            raise ValueError("scale: no argument is {to}, so it could not be told how many copies to run")
+        if self._scale and not any("{to}" in argument for argument in self._scale):
+            raise ValueError("scale: no argument has {to}, so it could not be told how many copies to run")
 
     def verbs(self) -> frozenset[str]:
         """Return what this workload can be asked to do, which depends on the commands it was given."""
@@ -367,5 +370,7 @@ class CommandWorkload:
                 if value.startswith("-") or "\0" in value:
                     raise ActionFailed(f"{verb}: {argument} would be {value!r}, which could be taken for an option")
                 argument = value
+            elif "{to}" in argument:
+                argument = argument.replace("{to}", values["{to}"])
             filled.append(argument)
         return tuple(filled)

@@ -55,7 +55,7 @@ class ProcessCheck:
         """Look once."""
         if self.pid_file is not None:
             return await context.blocking(self._of_the_file, self.pid_file)
-        workload = self.workload or getattr(context, "workload", None)
+        workload = self.workload or context.workload
         if not isinstance(workload, Workload):
             return inconclusive("there is neither a pid_file nor a workload to ask; give one", Cause.CONFIG)
         return self._of_an_instance(await workload.inspect(context))

@@ -382,16 +382,17 @@ class _Builder:
     ) -> Any:
         """Return an object of the class that a table of names has for `kind`.
 
-        `ours` are values we give to fields of these names, and a field `state_directory` is the fleet's `state_dir`
-        unless the file says otherwise.
+        `ours` are values we give to fields of these names. Unless the file says otherwise, a field `state_directory` is
+        the fleet's `state_dir`, and a field `fleet` its name.
         """
         cls = self._class(section, kind, kind_at)
         if cls is UNREAD:
             return UNREAD
         keys = schema.shape(cls)
         fixed = {key: value for key, value in (ours or {}).items() if key in keys}
-        if "state_directory" in keys and "state_directory" not in options and self.fleet.state_dir is not None:
-            fixed["state_directory"] = self.fleet.state_dir
+        of_the_fleet = {"state_directory": self.fleet.state_dir, "fleet": self.fleet.name}
+        wanted = keys.keys() - options.keys()
+        fixed |= {key: value for key, value in of_the_fleet.items() if key in wanted and value is not None}
         return schema.construct(cls, options, path, self.notes, fixed=fixed)
 
     def _class(self, section: str, kind: str, path: str) -> Any:

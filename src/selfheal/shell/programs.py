@@ -14,6 +14,7 @@ from typing import Any, Final
 import anyio
 
 from selfheal.core.model import Run
+from selfheal.plugins import Hosting
 from selfheal.shell.checks import inspected, instance_of
 from selfheal.shell.contexts import Act, Contexts
 from selfheal.shell.plugin_loop import PluginLoops
@@ -40,8 +41,8 @@ class Programs:
 
     def start(self, entry: Entry) -> None:
         """Start the program of a service if it is absent and may be started."""
-        workload: Any = entry.workload
-        if workload is None or not getattr(workload, "autostart", False) or not self._allowed(entry.name):
+        workload = entry.workload
+        if not isinstance(workload, Hosting) or not workload.autostart or not self._allowed(entry.name):
             return
         self._loops.submit(
             entry.name,
@@ -78,12 +79,11 @@ class Programs:
         """Let go of the programs of these services: at the stop each is stopped unless it is told otherwise."""
         async with anyio.create_task_group() as group:
             for entry in entries:
-                if hasattr(entry.workload, "release"):
-                    group.start_soon(self._release, entry, stopping)
+                if isinstance(entry.workload, Hosting):
+                    group.start_soon(self._release, entry, entry.workload, stopping)
 
-    async def _release(self, entry: Entry, stopping: bool) -> None:
-        workload: Any = entry.workload
-        timeout = getattr(workload, "stop_timeout", 0.0) + 5.0
+    async def _release(self, entry: Entry, workload: Hosting, stopping: bool) -> None:
+        timeout = workload.stop_timeout + 5.0
         outcome = await self._loops.run(
             entry.name,
             lambda: workload.release(self._contexts.plain(entry.name, workload, timeout), stopping=stopping),
