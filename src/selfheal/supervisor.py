@@ -27,6 +27,7 @@ from selfheal import control, shapes, views
 from selfheal.calendar import Calendar, MaintenanceWindow
 from selfheal.config import Configuration
 from selfheal.control import Question
+from selfheal.core.graph import no_service
 from selfheal.core.messages import Requested
 from selfheal.core.model import Limits
 from selfheal.core.records import Answered
@@ -352,7 +353,7 @@ class Supervisor:
         """
         async with self._at_work().changing:
             if name not in self._services:
-                raise RequestRefused("unknown_service", f"no service {name!r}")
+                raise RequestRefused("unknown_service", no_service(name, self._services))
             left = {key: service for key, service in self._services.items() if key != name}
             await self._change(left, f"remove {name}", actor, confirmed=confirmed)
 
@@ -487,7 +488,7 @@ class Supervisor:
         """
         known = self._services.get(service)
         if known is None:
-            raise RequestRefused("unknown_service", f"no service {service!r}")
+            raise RequestRefused("unknown_service", no_service(service, self._services))
         beat = getattr(known.check, "beat", None)
         if beat is None:
             raise RequestRefused("bad_parameter", f"the check of {service} is no heartbeat")

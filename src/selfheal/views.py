@@ -16,6 +16,7 @@ import attrs
 
 from selfheal import outages
 from selfheal.core import detector, machine
+from selfheal.core.graph import no_service
 from selfheal.core.guards import GUARDS
 from selfheal.core.ledger import Ledger
 from selfheal.core.model import Alert, Condition, Evidence, Hold, Incident, Instance, Policy, State, Suppression
@@ -72,7 +73,7 @@ def live(name: str, parameters: Mapping[str, Any], facts: Facts) -> Any:
     """Answer a live query. Raises `RequestRefused` for an unknown service."""
     service = parameters.get("service")
     if service is not None and service not in facts.ledger.policies:
-        raise RequestRefused("unknown_service", f"no service {service!r}")
+        raise RequestRefused("unknown_service", no_service(service, facts.ledger.policies))
     return _LIVE[name](facts, parameters)
 
 

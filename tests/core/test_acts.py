@@ -260,7 +260,7 @@ def test_without_a_duration_it_lasts_until_somebody_ends_it(hand: Hand) -> None:
 
 def test_a_misspelt_name_pauses_nobody(hand: Hand) -> None:
     code, because = refusal(hand.ask("pause", services=("db", "apo")))
-    assert (code, because) == ("unknown_service", "no service 'apo'; nothing was changed")
+    assert (code, because) == ("unknown_service", "no service 'apo'; did you mean \"api\"?; nothing was changed")
     assert not hand.ledger.suppressions
 
 

@@ -297,3 +297,9 @@ def test_a_fleet_of_twenty_thousand_is_read_in_time_that_grows_with_it(shape: st
     assert time.perf_counter() - began < 10.0  # 0.1 to 0.5 s on an idle machine; a quadratic walk takes minutes
     assert bool(found) is (shape in {"ring", "pairs"})
     assert shape != "chain" or weighed["s0"] == count - 1
+
+
+def test_a_name_that_nobody_has_is_refused_with_the_one_that_was_meant() -> None:
+    assert graph.no_service("dadabase", ["api", "database"]) == "no service 'dadabase'; did you mean \"database\"?"
+    assert graph.no_service("zzz", ["api", "database"]) == "no service 'zzz'"
+    assert len(graph.no_service("x" * 5000, ["api"])) < 140

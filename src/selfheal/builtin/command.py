@@ -240,9 +240,10 @@ class CommandWorkload:
     The other commands have done their work when they exit with 0; anything else is a failed action. Without `restart`,
     `stop` and `start` are used, one after the other, and not the second if the first failed. An argument that is
     exactly `{service}` or `{instance}` (the id that failed) is filled in, and refused if it would begin with a dash;
-    for `scale`, so is `{to}`, the number of copies, also within an argument (`web={to}`). Every command also finds SELFHEAL_SERVICE, and for actions SELFHEAL_KEY (the same when it is
-    asked of again), SELFHEAL_INCIDENT and SELFHEAL_ATTEMPT, in its environment. A daemon that a command has started is
-    left alone when the command ends in time, and is ended with it when it does not.
+    for `scale`, so is `{to}`, the number of copies, also within an argument (`web={to}`). Every command also finds
+    SELFHEAL_SERVICE, and for actions SELFHEAL_KEY (the same when it is asked of again), SELFHEAL_INCIDENT and
+    SELFHEAL_ATTEMPT, in its environment. A daemon that a command has started is left alone when the command ends in
+    time, and is ended with it when it does not.
     """
 
     kind: ClassVar[str] = "command"

@@ -12,6 +12,7 @@ import click
 
 from selfheal.cli import complain, screen
 from selfheal.cli.words import span
+from selfheal.core.graph import no_service
 from selfheal.core.messages import CheckFinished
 from selfheal.core.model import CANARY_PREFIX, Verdict
 from selfheal.errors import ConfigurationError, Problem, RequestRefused
@@ -71,7 +72,7 @@ def check(state_dir: Path | None, file: Path, services: tuple[str, ...], as_json
         actions=configuration.tables.actions,
     )
     if unknown := [name for name in services if name not in roster.entries]:
-        raise RequestRefused("unknown_service", f"no service {unknown[0]!r}; there are: {', '.join(roster.entries)}")
+        raise RequestRefused("unknown_service", no_service(unknown[0], roster.entries))
     # A workload may keep its own files in the state_dir: not as whoever looks here first, perhaps another user.
     inspect = configuration.state_dir is not None and configuration.state_dir.is_dir()
     found = _look(roster, services or tuple(roster.entries), inspect)

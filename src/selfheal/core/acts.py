@@ -14,6 +14,7 @@ import attrs
 
 from selfheal.core import alerts, machine
 from selfheal.core.desk import Desk
+from selfheal.core.graph import no_service
 from selfheal.core.messages import Requested
 from selfheal.core.model import MANUAL, Binds, Forced, Scalar, State, Suppression
 from selfheal.core.records import Answered
@@ -51,7 +52,7 @@ def perform(rooms: Rooms, event: Requested) -> None:
         if act is None:
             raise Refused("unknown_request", f"no act {event.act!r}")
         if event.service and event.service not in rooms.desk.ledger.policies:
-            raise Refused("unknown_service", f"no service {event.service!r}")
+            raise Refused("unknown_service", no_service(event.service, rooms.desk.ledger.policies))
         because, accepted = act(rooms, event), True
     except Refused as refusal:
         code, because, accepted = refusal.code, str(refusal), False
@@ -155,7 +156,9 @@ def _suppressing(binds: Binds) -> Callable[[Rooms, Requested], str]:
         names = (*event.services, *([event.service] if event.service else []))
         unknown = [name for name in names if name not in rooms.desk.ledger.policies]
         if unknown:
-            raise Refused("unknown_service", f"no service {unknown[0]!r}; nothing was changed")
+            raise Refused(
+                "unknown_service", f"{no_service(unknown[0], rooms.desk.ledger.policies)}; nothing was changed"
+            )
         if not names and not event.everything:
             raise Refused("bad_parameter", "no service named; say `everything` if the whole fleet is meant")
         suppression = Suppression(

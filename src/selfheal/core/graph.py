@@ -176,6 +176,12 @@ class Spelling:
         return f'did you mean "{folded[near[0]]}"?' if near else ""
 
 
+def no_service(name: str, known: Iterable[str]) -> str:
+    """Return the refusal of a name that none of the `known` services has."""
+    hint = Spelling(known).hint(name)
+    return f"no service {name!r:.120}" + (f"; {hint}" if hint else "")
+
+
 # -- faults of one service -------------------------------------------------------------------------------------------
 
 

@@ -76,7 +76,16 @@ class Onlooker:
             ledger=self._ledger,
             at=last.at + max(0.0, time.time() - last.wall) if last.number else 0.0,
             to_unix=lambda at: last.wall + (at - last.at),
-            health={"running": False, "reading": True, "last_stored": shapes.utc(last.wall) if last.number else None},
+            health={
+                "running": False,
+                "journal": {"well": False, "detail": "another process has it, or nobody"},
+                "reading": True,
+                "lag_seconds": None,
+                "checks_in_flight": 0,
+                "plugins": [],
+                "delivery": [],
+                "last_stored": shapes.utc(last.wall) if last.number else None,
+            },
         )
 
     def age(self) -> float | None:
