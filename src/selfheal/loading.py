@@ -39,6 +39,7 @@ EXTRAS: Final[Mapping[str, str]] = {
     "compose": "docker",
     "systemd": "systemd",
     "starlette": "starlette",
+    "knowledgehub": "knowledgehub",
 }
 """Kinds and plugin names we know of -> the extra of `selfheal-core` that installs them."""
 

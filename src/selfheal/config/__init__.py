@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from selfheal.config import build, read
+from selfheal.config import build, legacy, read
 from selfheal.config.build import Configuration, at_start_only
 from selfheal.config.schema import duration
 from selfheal.errors import ConfigurationError, Problem
@@ -49,8 +49,24 @@ def load(path: str | Path, *, tables: Tables | None = None) -> Configuration:
 def configure(data: Mapping[str, Any], *, tables: Tables | None = None, path: Path | None = None) -> Configuration:
     """Return the configuration that plain data describes, as if a file at `path` held it. See `load`."""
     sound = read.plain(data)
-    found = load_plugins(_allowed(sound), needed=build.needs(sound)) if tables is None else tables
-    return build.build(sound, tables=found, path=path)
+    if legacy.recognised(sound):
+        return _translated(legacy.translate(sound), tables, path)
+    return build.build(sound, tables=_found(sound, tables), path=path)
+
+
+def _found(data: Mapping[str, Any], tables: Tables | None) -> Tables:
+    return load_plugins(_allowed(data), needed=build.needs(data)) if tables is None else tables
+
+
+def _translated(old: legacy.Translated, tables: Tables | None, path: Path | None) -> Configuration:
+    found = _found(old.data, tables)
+    try:
+        made = build.build(old.data, tables=found, path=path)
+    except ConfigurationError as refused:
+        raise ConfigurationError([*old.problems, *old.placed(refused.problems, found.presets)]) from None
+    if old.problems:
+        raise ConfigurationError(old.problems)
+    return attrs.evolve(made, warnings=(*old.warnings, *old.placed(made.warnings, found.presets)))
 
 
 def check(path: str | Path, *, tables: Tables | None = None, callbacks: Callbacks | None = None) -> Report:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,9 @@ DEPTH_LIMIT: Final = 24
 
 SECRET_LIMIT: Final = 64 << 10
 """Bytes of a secret in a file."""
+
+_COMMENTS: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*')
+"""Texts, which may hold anything, and comments, which JSON has not and people write all the same."""
 
 _WHOLE_LIMIT: Final = 1 << 63
 _MOMENTS: Final = (datetime.datetime, datetime.date, datetime.time)
@@ -107,6 +111,7 @@ def _json(text: str) -> Any:
     def constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is no number in JSON")
 
+    text = _COMMENTS.sub(lambda found: found[0] if found[0].startswith('"') else " " * len(found[0]), text)
     return json.loads(text, object_pairs_hook=once, parse_constant=constant) if text.strip() else {}
 
 
