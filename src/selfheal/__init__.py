@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, files
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +49,18 @@ from selfheal.service import Canary, RecoveryStrategy, Service
 from selfheal.wire import PeerClosed, Target, Tls, WireCheck
 
 if TYPE_CHECKING:
+    from selfheal.shell.once import check_once
     from selfheal.supervisor import Supervisor
+
+_LATE = {"Supervisor": "selfheal.supervisor", "check_once": "selfheal.shell.once"}
+"""What runs something is imported when it is first asked for: a plugin or a command that only asks does without."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import the supervisor when it is first asked for: a plugin or a command that only asks does without."""
-    if name != "Supervisor":
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from selfheal.supervisor import Supervisor  # noqa: PLC0415  # see above
-
-    globals()[name] = Supervisor
-    return Supervisor
+    found = globals()[name] = getattr(import_module(_LATE[name]), name)
+    return found
 
 
 def _refuse_namesake() -> None:
@@ -126,5 +128,6 @@ __all__ = [
     "Window",
     "WireCheck",
     "Workload",
+    "check_once",
     "hookimpl",
 ]

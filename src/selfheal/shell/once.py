@@ -14,7 +14,8 @@ import anyio.abc
 import anyio.to_thread
 
 from selfheal.core.messages import CheckFinished, Event, RunCheck
-from selfheal.core.model import Purpose
+from selfheal.core.model import CheckResult, Limits, Purpose
+from selfheal.service import Check, Service
 from selfheal.shell.callables import Callables
 from selfheal.shell.checks import Checks
 from selfheal.shell.contexts import Contexts
@@ -115,3 +116,17 @@ async def look(
             once.contexts.threads.close()
             tasks.cancel_scope.cancel()
     once.probes.close()
+
+
+async def check_once(check: Check, *, timeout: float = 10.0, deep: bool = False) -> CheckResult:
+    """Run a check once, by the road it would take in a supervisor, and return its result.
+
+    `check` is what `Service` takes for one; `timeout` seconds are its total deadline. It may be called on asyncio and
+    on trio. Nothing is kept and nothing is decided: for a script, a test, or a health endpoint of your own.
+    """
+    service = Service("once", check=check, timeout=timeout, interval=max(timeout * 2, 1.0), deep=deep)
+    of = partial(Roster.of, limits=Limits(), name="once", seed=0, key=b"", callbacks={}, actions={})
+    roster = await anyio.to_thread.run_sync(of, (service,), ())
+    found: list[CheckFinished] = []
+    await look(roster, ("once",), found.append, inspect=False)
+    return found[0].result
