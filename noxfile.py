@@ -29,8 +29,8 @@ nox.options.reuse_existing_virtualenvs = True
 
 
 def group(session: nox.Session, name: str, *more: str) -> None:
-    """Install the project and one dependency group, resolved by nox so that an old pip will do."""
-    session.install("-e", ".", *nox.project.dependency_groups(PROJECT, name), *more)
+    """Install the project, its plugins and one dependency group, resolved by nox so that an old pip will do."""
+    session.install("-e", ".", "-r", "plugins/all.txt", *nox.project.dependency_groups(PROJECT, name), *more)
 
 
 @nox.session(python=OLDEST)
@@ -60,6 +60,9 @@ def minimums(session: nox.Session) -> None:
     """Run the tests with the lowest version of every dependency that pyproject.toml allows."""
     extras = PROJECT["project"].get("optional-dependencies", {})
     declared = [*PROJECT["project"]["dependencies"], *(need for needs in extras.values() for need in needs)]
+    for path in sorted((ROOT / "plugins").glob("*/pyproject.toml")):
+        plugin = nox.project.load_toml(path)["project"]
+        declared += plugin["dependencies"]
     lowest = sorted({f"{name}=={version}" for name, version in map(_lowest, declared) if version})
     constraints = Path(session.create_tmp()) / "lowest.txt"
     constraints.write_text("\n".join(lowest) + "\n", "utf-8")

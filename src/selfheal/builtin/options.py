@@ -1,9 +1,16 @@
-"""How values that people write become options: the converters that several classes share."""
+"""How values that people write become options: the converters and fields that several classes share, ours and yours.
+
+`seconds`, `whole` and `share` make the attrs fields of durations, whole numbers and fractions, with their bounds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+
+from selfheal.core.model import seconds, share, whole
+
+__all__ = ["path", "seconds", "share", "texts", "whole"]
 
 
 def path(value: str | Path | None) -> Path | None:
