@@ -6,10 +6,11 @@ What an author may rely on stands in `docs/reference/plugins.md`, and each sente
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from selfheal.core.model import Cause, CheckResult, Effect, Instance, Notification, Settled
+from selfheal.errors import Problem
 
 T = TypeVar("T")
 
@@ -174,6 +175,14 @@ class Hosting(Protocol):
 
     async def release(self, context: Context, *, stopping: bool) -> None:
         """Let go of the program: at a clean stop of selfheal (`stopping`), or at a reload that drops the service."""
+
+
+@runtime_checkable
+class Proving(Protocol):
+    """A check, workload or action that can prove beforehand, without acting, that it may do what it is for."""
+
+    async def doctor(self, context: Context) -> Sequence[Problem]:
+        """Return what would stand in the way, each with its exact remedy; an action is given an `ActionContext`."""
 
 
 @runtime_checkable

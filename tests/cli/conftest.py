@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from selfheal.cli import main
 from selfheal.control import Question, alive, call
@@ -171,3 +172,9 @@ def house(tmp_path: Path) -> Iterator[House]:
         yield found
     finally:
         found.end()
+
+
+def invoked(*arguments: object, **options: Any) -> Result:
+    # Before click 8.2 the two streams are only apart when that is asked for; since then they always are.
+    apart: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
+    return CliRunner(**apart).invoke(main, [str(argument) for argument in arguments], **options)

@@ -12,14 +12,12 @@ import subprocess
 import sys
 import termios
 import time
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
-from tests.cli.conftest import PATIENCE, House, wait_for
+from tests.cli.conftest import PATIENCE, House, invoked, wait_for
 
 from selfheal.cli import COMMANDS, main, screen
 from selfheal.cli.words import ago, clean, clock, sentence, span
@@ -29,12 +27,6 @@ from selfheal.requests import TABLE
 from selfheal.service import Service
 from selfheal.shell.homes import Home, settled, usual_folder, usual_homes
 from selfheal.supervisor import Supervisor
-
-
-def invoked(*arguments: object, **options: Any) -> Result:
-    # Before click 8.2 the two streams are only apart when that is asked for; since then they always are.
-    apart: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
-    return CliRunner(**apart).invoke(main, [str(argument) for argument in arguments], **options)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -20,7 +21,7 @@ from selfheal.builtin import options, spawn
 from selfheal.builtin.proc import Ending
 from selfheal.builtin.spawn import Finished
 from selfheal.core.model import PASSING, Cause, CheckResult, Instance, Run, Scalar, Verdict, whole
-from selfheal.errors import ActionFailed
+from selfheal.errors import ActionFailed, Problem
 from selfheal.plugins import ActionContext, CheckContext, Context
 from selfheal.secret import Secret, scrub
 from selfheal.wire import inconclusive
@@ -120,6 +121,11 @@ class CommandCheck:
     inherit: tuple[str, ...] = attrs.field(default=(), converter=options.texts)
     #: Bytes of output that are read; the rest is thrown away.
     limit: int = whole(spawn.LIMIT, 1, 1 << 24)
+
+    async def doctor(self, context: Context) -> list[Problem]:
+        """Say whether its program is there."""
+        look = partial(spawn.missing, cwd=self.cwd, environment=self.environment)
+        return await context.blocking(look, self.command, "check.command")
 
     async def check(self, context: CheckContext) -> CheckResult:
         """Run it once."""
@@ -279,6 +285,15 @@ class CommandWorkload:
         """Return what this workload can be asked to do, which depends on the commands it was given."""
         given = {"start": self._start, "stop": self._stop, "scale_up": self._scale}
         return frozenset({"restart"} | {verb for verb, arguments in given.items() if arguments})
+
+    async def doctor(self, context: Context) -> list[Problem]:
+        """Say whether the programs of its commands are there; nothing is run."""
+        look = partial(spawn.missing, cwd=self.cwd, environment=self.environment)
+        problems: list[Problem] = []
+        for verb in ("inspect", "restart", "start", "stop", "scale"):
+            if arguments := getattr(self, f"_{verb}"):
+                problems += await context.blocking(look, arguments, f"workload.{verb}")
+        return list(dict.fromkeys(problems))
 
     async def inspect(self, context: Context) -> Instance:
         """Return who runs now. Raises `ActionFailed` when the command does not say, `OSError` when it cannot run."""

@@ -22,7 +22,7 @@ from selfheal.builtin import launch, options, proc, spawn
 from selfheal.builtin.launch import Act, Launcher, Roll
 from selfheal.builtin.proc import Ending, Family, Identity
 from selfheal.core.model import Instance, Run, Settled, seconds, whole
-from selfheal.errors import ActionFailed
+from selfheal.errors import ActionFailed, Problem
 from selfheal.plugins import ActionContext, Context
 from selfheal.secret import Secret
 
@@ -176,6 +176,22 @@ class ProcessWorkload:
 
     def _launcher(self, service: str) -> Launcher:
         return Launcher(folder=self.state_directory or default_folder(), service=service)
+
+    async def doctor(self, context: Context) -> list[Problem]:
+        """Say whether its program is there, and its output and roll may be written; nothing is started."""
+        return await context.blocking(self._prove, self._launcher(context.service))
+
+    def _prove(self, launcher: Launcher) -> list[Problem]:
+        problems = spawn.missing(self.command, "workload.command", cwd=self.cwd, environment=self.environment)
+        for option, written in (("output", self._written(launcher)), ("state_directory", launcher.path("json"))):
+            places = (written, *written.absolute().parents)
+            nearest = next(path for path in places if os.path.exists(path))  # noqa: PTH110  # Path's raises on EACCES
+            if not os.access(nearest, os.W_OK):
+                message = f"{written} may not be written by the user that asks"
+                problems.append(
+                    Problem(path=f"workload.{option}", message=message, hint="give another, or the right to")
+                )
+        return problems
 
     def _written(self, launcher: Launcher) -> Path:
         return self.output or launcher.path("log")

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import threading
@@ -20,6 +21,7 @@ from typing import Final
 import attrs
 
 from selfheal.builtin import proc
+from selfheal.errors import Problem
 from selfheal.secret import Secret
 
 RUN_MARK: Final = "SELFHEAL_RUN"
@@ -98,6 +100,32 @@ def surroundings(environment: Mapping[str, str | Secret], inherit: Sequence[str]
     return passed | {
         name: value.reveal() if isinstance(value, Secret) else value for name, value in environment.items()
     }
+
+
+def missing(
+    arguments: Sequence[str], option: str, *, cwd: Path | None, environment: Mapping[str, str | Secret]
+) -> list[Problem]:
+    """Return what stands in the way of starting a program; `option` is what names it. Blocks."""
+    problems = []
+    if cwd is not None and not cwd.is_dir():
+        problems.append(
+            Problem(
+                path=f"{option.rpartition('.')[0]}.cwd".lstrip("."),
+                message=f"{cwd} is no directory here",
+                hint="create it, or correct cwd",
+            )
+        )
+    program = arguments[0]
+    where = str(cwd / program) if cwd is not None and "/" in program else program
+    path = environment.get("PATH")
+    if shutil.which(where, path=path if isinstance(path, str) else None) is None:
+        hint = (
+            "correct the name, or give a whole path"
+            if "/" not in program
+            else "correct the path, or make it executable"
+        )
+        problems.append(Problem(path=option, message=f"{program} is no program that can be run here", hint=hint))
+    return problems
 
 
 def launch(

@@ -31,6 +31,7 @@ from selfheal.errors import (
 COMMANDS: Final = {
     "run": "hosting",
     "check": "hosting",
+    "doctor": "hosting",
     "config": "hosting",
     "plugins": "hosting",
     "demo": "hosting",

@@ -56,23 +56,7 @@ def check(state_dir: Path | None, file: Path, services: tuple[str, ...], as_json
 
     It ends with 1 when a check fails. A program that selfheal would run itself fails here while nobody runs it.
     """
-    from selfheal.shell.homes import settled
-    from selfheal.shell.roster import Roster
-
-    configuration = settled(file, state_dir=state_dir)
-    _warn(configuration.warnings)
-    roster = Roster.of(
-        configuration.services,
-        configuration.canaries,
-        limits=configuration.limits,
-        name=configuration.name,
-        seed=0,
-        key=b"",
-        callbacks={},
-        actions=configuration.tables.actions,
-    )
-    if unknown := [name for name in services if name not in roster.entries]:
-        raise RequestRefused("unknown_service", no_service(unknown[0], roster.entries))
+    configuration, roster = _roster(file, state_dir, services)
     # A workload may keep its own files in the state_dir: not as whoever looks here first, perhaps another user.
     inspect = configuration.state_dir is not None and configuration.state_dir.is_dir()
     found = _look(roster, services or tuple(roster.entries), inspect)
@@ -92,6 +76,57 @@ def check(state_dir: Path | None, file: Path, services: tuple[str, ...], as_json
         ]
         screen.table(("SERVICE", "VERDICT", "CAUSE", "TOOK", "WORKLOAD", "SUMMARY"), rows, empty="no services")
     if any(one.result.verdict is Verdict.FAILING for one in found):
+        click.get_current_context().exit(1)
+
+
+def _roster(file: Path, state_dir: Path | None, services: Sequence[str]) -> tuple[Any, Any]:
+    """Return the configuration of a file and its services with their plugin objects, as `run` would have them."""
+    from selfheal.shell.homes import settled
+    from selfheal.shell.roster import Roster
+
+    configuration = settled(file, state_dir=state_dir)
+    _warn(configuration.warnings)
+    roster = Roster.of(
+        configuration.services,
+        configuration.canaries,
+        limits=configuration.limits,
+        name=configuration.name,
+        seed=0,
+        key=b"",
+        callbacks={},
+        actions=configuration.tables.actions,
+    )
+    if unknown := [name for name in services if name not in roster.entries]:
+        raise RequestRefused("unknown_service", no_service(unknown[0], roster.entries))
+    return configuration, roster
+
+
+@click.command()
+@file_argument
+@click.argument("services", nargs=-1, metavar="[SERVICE]...")
+@json_option
+@click.pass_obj
+def doctor(state_dir: Path | None, file: Path, services: tuple[str, ...], as_json: bool) -> None:
+    """Prove that the user who asks could do what a FILE says, without doing any of it, and name what is lacking.
+
+    Run it as the user that selfheal runs as. Secrets are read, programs looked for, rights asked for; each thing that
+    lacks comes with its remedy. It ends with 1 when anything does.
+    """
+    import anyio
+
+    from selfheal.shell.once import examine
+
+    _, roster = _roster(file, state_dir, services)
+    found = anyio.run(examine, roster, services or tuple(roster.entries))
+    problems = [problem for some in found.values() for problem in some]
+    if as_json:
+        screen.document([attrs.asdict(problem) for problem in problems])
+    else:
+        for problem in problems:
+            complain(str(problem))
+        if not problems:
+            screen.line(f"{file}: nothing stands in the way of {len(found)} services, as far as it can be proven")
+    if problems:
         click.get_current_context().exit(1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from math import inf
 from time import monotonic, time
@@ -12,19 +12,22 @@ from typing import Any, Final
 import anyio
 import anyio.abc
 import anyio.to_thread
+import attrs
 
 from selfheal.core.messages import CheckFinished, Event, RunCheck
-from selfheal.core.model import CheckResult, Limits, Purpose
+from selfheal.core.model import CANARY_PREFIX, CheckResult, Limits, Purpose
+from selfheal.errors import Problem
+from selfheal.plugins import Proving
 from selfheal.service import Check, Service
 from selfheal.shell.callables import Callables
 from selfheal.shell.checks import Checks
-from selfheal.shell.contexts import Contexts
+from selfheal.shell.contexts import Act, Contexts
 from selfheal.shell.names import Resolver
 from selfheal.shell.plugin_loop import PluginLoops, poke_here
-from selfheal.shell.plugin_thread import Report
+from selfheal.shell.plugin_thread import Ending, Report
 from selfheal.shell.probes import ProbeRunner
 from selfheal.shell.readiness import Readiness
-from selfheal.shell.roster import Roster
+from selfheal.shell.roster import Entry, Roster
 
 AT_ONCE: Final = 50
 """Checks under way at a time."""
@@ -88,6 +91,14 @@ class Look:
     def _report(self, report: Report) -> None:
         log.warning("%s", report)
 
+    async def close(self) -> None:
+        """End what was begun for looking."""
+        with anyio.CancelScope(shield=True):
+            await self.loops.aclose(1.0)
+        self.contexts.threads.close()
+        self._tasks.cancel_scope.cancel()
+        self.probes.close()
+
     async def at_one(self, name: str, inspect: bool) -> None:
         """Look at one service."""
         async with self._room:
@@ -111,11 +122,66 @@ async def look(
                 for name in names:
                     looks.start_soon(partial(once.at_one, name, inspect))
         finally:
-            with anyio.CancelScope(shield=True):
-                await once.loops.aclose(1.0)
-            once.contexts.threads.close()
-            tasks.cancel_scope.cancel()
-    once.probes.close()
+            await once.close()
+
+
+async def examine(roster: Roster, names: Iterable[str], *, timeout: float = 20.0) -> dict[str, tuple[Problem, ...]]:
+    """Return, for each of the named services, what would stand in the way of checking and repairing it.
+
+    Its secrets are read, and its check, its workload and who takes its steps prove what they can (`plugins.Proving`);
+    nothing is done. Each has `timeout` seconds. Problems have paths such as `services.redis.workload`.
+    """
+    found: dict[str, tuple[Problem, ...]] = {}
+    async with anyio.create_task_group() as tasks:
+        once = Look(roster, lambda finished: None, tasks)
+        try:
+            async with anyio.create_task_group() as looks:
+                for name in names:
+                    looks.start_soon(_examined, once, roster.entries[name], timeout, found)
+        finally:
+            await once.close()
+    return {name: found[name] for name in names}
+
+
+async def _examined(once: Look, entry: Entry, timeout: float, found: dict[str, tuple[Problem, ...]]) -> None:
+    canary = entry.name.startswith(CANARY_PREFIX)
+    where = f"canaries.{entry.name.removeprefix(CANARY_PREFIX)}" if canary else f"services.{entry.name}"
+    problems = [
+        Problem(path=where, message=why, hint="make it readable for the user selfheal runs as")
+        for why in await anyio.to_thread.run_sync(entry.scrubber.unreadable)
+    ]
+    said = [await _proved(once, entry, plugin, act, timeout) for plugin, act in _who(entry)]
+    for one in dict.fromkeys(problem for some in said for problem in some):
+        text = entry.scrubber.text
+        problems.append(Problem(path=f"{where}.{text(one.path)}", message=text(one.message), hint=text(one.hint)))
+    found[entry.name] = tuple(problems)
+
+
+def _who(entry: Entry) -> Iterable[tuple[object, Act]]:
+    """Yield what can prove something, and what an action of it would be told."""
+    plain = Act(key=f"doctor/{entry.name}", check=entry.check, workload=entry.workload)
+    yield entry.check, plain
+    yield entry.workload, plain
+    for resolved in entry.steps:
+        if resolved.target is not entry.workload:
+            yield resolved.target, attrs.evolve(plain, arguments=dict(resolved.step.arguments))
+
+
+async def _proved(once: Look, entry: Entry, plugin: object, act: Act, timeout: float) -> Sequence[Problem]:
+    if not isinstance(plugin, Proving):
+        return ()
+    contexts = once.contexts
+    outcome = await once.loops.run(
+        entry.name,
+        lambda: plugin.doctor(contexts.for_action(entry.name, plugin, timeout, act)),
+        timeout=timeout,
+        kind="other",
+    )
+    if outcome.ending is Ending.VALUE and isinstance(outcome.value, Sequence):
+        return [problem for problem in outcome.value if isinstance(problem, Problem)]
+    kind = getattr(type(plugin), "kind", type(plugin).__name__)
+    why = outcome.error if outcome.error is not None else f"it gave no answer within {timeout:g} s"
+    return [Problem(path=kind, message=f"could not be examined: {why}")]
 
 
 async def check_once(check: Check, *, timeout: float = 10.0, deep: bool = False) -> CheckResult:

@@ -190,6 +190,16 @@ class Scrubber:
                 del values[next(iter(values))]
         self._forms = [form for values in self._values for value in values for form in _forms(value)]
 
+    def unreadable(self) -> list[str]:
+        """Say of each secret that cannot be read why not. Reads files: not for the loop."""
+        told = []
+        for secret in self._secrets:
+            try:
+                secret.reveal()
+            except Exception as problem:  # noqa: BLE001  # whatever the reader of a secret raises, it is unreadable
+                told.append(f"the secret from {secret.source} cannot be read: {problem}")
+        return list(dict.fromkeys(told))
+
     def text(self, text: object, limit: int = SUMMARY_LIMIT) -> str:
         """Return a text without secrets and control characters, at most `limit` characters long."""
         cut = scrub(str(text)[:READ_LIMIT], self._forms)
