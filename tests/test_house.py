@@ -120,6 +120,35 @@ def test_every_distribution_is_typed() -> None:
     assert not [str(root.relative_to(ROOT)) for root in roots if not (root / "py.typed").exists()]
 
 
+PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
+
+
+@pytest.mark.parametrize("folder", PLUGINS, ids=lambda folder: folder.name)
+def test_a_plugin_is_a_distribution_like_the_others(folder: Path) -> None:
+    about = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
+    name, package = folder.name, f"selfheal_{folder.name}"
+    assert about["name"] == f"selfheal-{name}"
+    assert about["entry-points"]["selfheal"] == {name: package}
+    assert (folder / "src" / package / "__init__.py").exists()
+    assert list((folder / "tests").glob("test_*.py"))
+    assert len((folder / "README.md").read_text("utf-8").splitlines()) > 20
+    for key in ("version", "requires-python", "license", "authors"):
+        assert about[key] == PROJECT["project"][key], f"{key} differs from the house's"
+    needs = about["dependencies"]
+    assert "selfheal-core" in needs
+    assert not [need for need in needs if ">=" not in need and not need.startswith("selfheal-")]
+
+
+def test_every_plugin_is_installed_typed_and_offered_with_the_house() -> None:
+    names = [folder.name for folder in PLUGINS]
+    installed = re.findall(r"^-e \./plugins/(\S+)$", (ROOT / "plugins/all.txt").read_text("utf-8"), re.MULTILINE)
+    assert sorted(installed) == names, "plugins/all.txt"
+    typed = PROJECT["tool"]["mypy"]["mypy_path"].split(":")
+    assert sorted(typed) == sorted(["src", *(f"plugins/{name}/src" for name in names)]), "mypy_path"
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert {name: extras.get(name) for name in names} == {name: [f"selfheal-{name}"] for name in names}
+
+
 TYPES = {one["directory"] for one in PROJECT["tool"]["towncrier"]["type"]}
 
 
