@@ -1,4 +1,4 @@
-"""How the tests of a plugin run its check where selfheal runs it: talked to by the runner, or called on the plugin loop.
+"""How the tests of a plugin run its check where selfheal runs it: on the runner of talks, or on the plugin loop.
 
 Nothing here is about one service.
 """

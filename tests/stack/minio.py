@@ -46,6 +46,7 @@ class Minio:
             "MINIO_BROWSER": "off",
             "MINIO_UPDATE": "off",
             "MINIO_CI_CD": "1",  # else several drives on the disk of the system are refused
+            "_MINIO_SERVER_LOCAL": f"127.0.0.1:{self.port}",  # inside a container it would wait for another address
         }
         ours = ["server", "--quiet", "--address", f"127.0.0.1:{self.port}", "--certs-dir", str(self.folder / "certs")]
         with (self.folder / "log").open("ab") as log:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from tests.servers import free_port, program_of, until
 
@@ -27,6 +27,7 @@ class RedisServer:
         self.password = password
         self._program = program_of("redis", "redis-server", "valkey-server")
         self._process: subprocess.Popen[bytes] | None = None
+        self._crowd: list[RedisClient] = []
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -44,6 +45,11 @@ class RedisServer:
         """Its process. Fails where it was not started."""
         assert self._process is not None, "the Redis was not started"
         return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is there."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def log(self) -> str:
@@ -117,16 +123,19 @@ class RedisServer:
         until(lambda: true(self.info()), what, seconds)
 
     def crowd(self, count: int) -> list[RedisClient]:
-        """Return so many clients that are connected and known to the server."""
+        """Return so many clients that are connected and known to the server; they leave with the block at last."""
         clients = [RedisClient(self) for _ in range(count)]
+        self._crowd += clients
         for client in clients:
             client.ask("PING")
         return clients
 
-    def __enter__(self) -> RedisServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *ignored: object) -> None:
+        for client in self._crowd:
+            client.close()
         self.kill()
 
 
@@ -154,6 +163,11 @@ class RedisSentinel(RedisServer):
                 lines.append(f"sentinel auth-pass {self.name} {self.primary.password}")
             file.write_text("\n".join(lines) + "\n")
         self._run(str(file), "--sentinel")
+
+    def replica(self) -> dict[str, str]:
+        """Return what it says of the first replica of its primary."""
+        said = self.ask("SENTINEL", "REPLICAS", self.name)[0]
+        return dict(zip(said[::2], said[1::2], strict=True))
 
 
 class RedisClient:
@@ -198,7 +212,7 @@ class RedisClient:
         self._heard.close()
         self._socket.close()
 
-    def __enter__(self) -> RedisClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *ignored: object) -> None:

@@ -1,0 +1,119 @@
+"""`redis.reset_cache`: delete what is a cache, and nothing else.
+
+Owns the proof that a server is a cache: that nearly all of its keys expire by themselves. What was meant to be kept for
+ever is not on such a server. Nothing here can reach more than one database, and never `FLUSHALL`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import attrs
+
+from selfheal import Effect, Settled
+from selfheal.builtin.options import whole
+from selfheal.errors import ActionFailed
+from selfheal.plugins import ActionContext
+from selfheal_redis.judge import keys_of
+from selfheal_redis.reaching import reaching
+from selfheal_redis.replies import read_info
+
+if TYPE_CHECKING:
+    from selfheal_redis.line import Line
+
+_WILD: Final = re.compile(r"[*?\[\\]")
+
+
+def _narrow(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise TypeError(f"{attribute.name}: {type(value).__name__} is no pattern; write it as text")
+    if not _WILD.split(value)[0]:
+        raise ValueError(
+            f"{attribute.name}: {value!r:.80} begins with a wildcard, and would take in what nobody thought of; "
+            "begin with what the keys of the cache begin with, such as 'cache:*'"
+        )
+
+
+def _share(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{attribute.name}: {value!r:.40} is no share; give a number from 0 to 1")
+
+
+@attrs.frozen(kw_only=True)
+class ResetCache:
+    """Delete the keys that match `pattern`, or, without one, everything in `database`.
+
+    It refuses where more than `persistent_share` of all keys of the server never expire, on a replica, and on a node of
+    a cluster, of which it would reach a part only. Without `pattern` and `database` it refuses too.
+    """
+
+    kind: ClassVar[str] = "redis"
+    verb: ClassVar[str] = "reset_cache"
+    effect: ClassVar[Effect] = Effect.DESTRUCTIVE
+
+    #: The keys to delete, as SCAN matches them (`cache:*`); must begin with plain text. In the URL's database, or
+    #: in `database`.
+    pattern: str | None = attrs.field(default=None, validator=_narrow)
+    #: The number of the database to empty, or to look for `pattern` in.
+    database: int | None = attrs.field(
+        default=None,
+        validator=attrs.validators.optional(
+            attrs.validators.and_(attrs.validators.ge(0), attrs.validators.lt(100_000))
+        ),
+    )
+    #: The largest share of keys without an end that a server may hold and still count as a cache.
+    persistent_share: float = attrs.field(default=0.1, validator=_share, metadata={"unit": "share"})
+    #: How many keys are looked at in one go: more is faster, less leaves room for other clients.
+    batch: int = whole(500, 1, 100_000)
+
+    async def run(self, context: ActionContext) -> None:
+        """Do it; return when everything is deleted. Raises `ActionFailed` with what stands in the way."""
+        if self.pattern is None and self.database is None:
+            raise ActionFailed("it is not said what may be deleted: give the step a `pattern` or a `database`")
+        async with reaching(context, database=self.database) as line:
+            if self.pattern is not None:
+                await self._unlink(line, self.pattern)
+            elif await line.must("DBSIZE") != 0:
+                await self._prove(line)
+                await line.must("FLUSHDB", "ASYNC")
+
+    async def probe(self, context: ActionContext) -> Settled | None:
+        """Return None: an empty database may have been filled again, and a full one emptied before."""
+        return None
+
+    async def _prove(self, line: Line) -> None:
+        """Raise `ActionFailed` unless this server is a cache that may be emptied."""
+        said = await line.must("INFO")
+        info = read_info(said) if isinstance(said, bytes) else {}
+        if info.get("redis_mode") == "cluster":
+            raise ActionFailed("this is a node of a cluster, of which it would reach a part only; nothing was deleted")
+        if info.get("role") != "master":
+            raise ActionFailed("this is a replica: its primary decides what is deleted; nothing was deleted")
+        keys, expiring = keys_of(info)
+        if keys - expiring > self.persistent_share * keys:
+            raise ActionFailed(
+                f"{keys - expiring} of {keys} keys of this server never expire, so it is no cache "
+                f"(persistent_share = {self.persistent_share:g}); nothing was deleted"
+            )
+
+    async def _unlink(self, line: Line, pattern: str) -> None:
+        """Delete what matches. The proof is asked for once there is something: a cache just emptied looks like none."""
+        cursor: bytes | str = "0"
+        proven = False
+        while True:
+            said = await line.must("SCAN", cursor, "MATCH", pattern, "COUNT", str(self.batch))
+            match said:
+                case [bytes() as cursor, list() as found]:
+                    keys = [key for key in found if isinstance(key, bytes)]
+                case _:
+                    raise ActionFailed("the server does not answer SCAN as it should")
+            if keys and not proven:
+                await self._prove(line)
+                proven = True
+            if keys:
+                await line.must("UNLINK", *keys)
+            if cursor == b"0":
+                return

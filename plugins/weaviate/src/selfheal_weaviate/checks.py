@@ -1,0 +1,331 @@
+"""The check `weaviate`: its options, the talk, and what each answer means.
+
+Two questions on one kept connection: `ready`, which needs no key, and `nodes`, which does. Weaviate's own client is
+not used: it takes half a second and 79 MiB to import, and asks a package index at every connect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import attrs
+
+from selfheal import Cause, CheckContext, CheckResult, Secret, Target, Tls, Verdict
+from selfheal.builtin.addresses import read_http_url
+from selfheal.builtin.http_talk import NotHttp, cause_of
+from selfheal.wire import Talk, failing, inconclusive, warning
+from selfheal_weaviate.talking import Reply, ask, compose, converse
+
+Details = dict[str, str | int | float | bool | None]
+Part = Generator[Any, bytes, tuple[CheckResult, bool]]
+"""A part of a talk: what it found, and whether the connection may carry more."""
+
+READY: Final = "/v1/.well-known/ready"
+NODES: Final = "/v1/nodes?output="
+
+LIGHT_LIMIT: Final = 2**18
+"""Bytes of one light check: about 200 a node."""
+
+DEEP_LIMIT: Final = 2**22
+"""Bytes of one deep check: about 300 a shard."""
+
+PATIENCE: Final = 0.6
+"""Share of the time left that a deep check waits for the list of nodes: a frozen node holds the list up."""
+
+NAMED: Final = 5
+"""Nodes that a summary names."""
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How every gRPC connection begins: HTTP/2's preface and an empty SETTINGS frame (RFC 9113 §3.4)."""
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def _duration(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
+        raise ValueError(f"{attribute.name}: {value!r} is no number of seconds")
+
+
+def _within(low: int, high: int) -> Any:
+    """Return a validator for a whole number, or none."""
+
+    def check(instance: object, attribute: attrs.Attribute[int | None], value: object) -> None:
+        if value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"{attribute.name}: {value!r} is no whole number from {low} to {high}")
+
+    return check
+
+
+_YES_OR_NO: Final = attrs.validators.instance_of(bool)
+_TEXT: Final = attrs.validators.optional(attrs.validators.instance_of(str))
+
+
+@attrs.frozen(kw_only=True)
+class WeaviateCheck:
+    """Whether Weaviate is ready, has all its nodes, and may be written; with `deep`, also its shards and gRPC."""
+
+    kind: ClassVar[str] = "weaviate"
+
+    #: `http://host:8080` or `https://…`: the address alone, without a path.
+    url: str = attrs.field()
+    #: The key that the list of nodes is asked with.
+    api_key: Secret | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(Secret))
+    )
+    #: How many nodes there must be. A node that died is forgotten by the others within seconds: only this misses it.
+    nodes: int | None = attrs.field(default=None, validator=_within(1, 10_000))
+    #: The port on the same host where a deep check looks for gRPC, usually 50051.
+    grpc_port: int | None = attrs.field(default=None, validator=_within(1, 65535))
+    #: The name that the certificate must bear; the URL's host by default.
+    server_name: str | None = attrs.field(default=None, validator=_TEXT)
+    #: A PEM file of the authorities to trust, instead of the system's.
+    authority: Path | None = attrs.field(default=None, converter=_path)
+    #: Our own certificate and its key, in one PEM file.
+    certificate: Path | None = attrs.field(default=None, converter=_path)
+    #: Whether to verify the peer's certificate at all.
+    verify: bool = attrs.field(default=True, validator=_YES_OR_NO)
+    #: Seconds before its end from which a certificate warns.
+    warn_before: float = attrs.field(default=14 * 86400.0, validator=_duration, metadata={"unit": "seconds"})
+    #: Whether to keep the connection: its end is then noticed within milliseconds.
+    keep: bool = attrs.field(default=True, validator=_YES_OR_NO)
+
+    @url.validator
+    def _readable(self, attribute: attrs.Attribute[str], value: str) -> None:
+        try:
+            url = read_http_url(value)
+        except ValueError as problem:
+            raise ValueError(f"url: {problem}") from None
+        if url.target != "/":
+            raise ValueError("url: give the address alone; the paths of Weaviate are known")
+
+    def target(self) -> Target:
+        """Return where to connect."""
+        return self._target(LIGHT_LIMIT, self.keep)
+
+    def talk(self) -> Talk:
+        """Ask whether it is ready and how its nodes are, once for each check."""
+        while True:
+            result, reusable = yield from self._guarded(self._state())
+            if not (self.keep and reusable):
+                return result
+            yield result
+
+    async def check(self, context: CheckContext) -> CheckResult:
+        """Ask the same with every shard, and whether gRPC answers: the deep check."""
+        try:  # a secret may stand in a file, and a disk may hang
+            headers = await context.blocking(self._headers)
+        except (OSError, ValueError, KeyError) as problem:
+            return _no_key(problem)
+        result = await converse(context, self._target(LIGHT_LIMIT, False), self._once(self._readiness()))
+        if result.verdict is Verdict.FAILING and result.cause is not Cause.STARTING:
+            return result
+        ready = result.verdict is not Verdict.FAILING
+        patience = context.remaining * PATIENCE
+        listed = self._once(self._listed(headers, "verbose", ready=ready))
+        try:
+            async with asyncio.timeout(patience):
+                result = graver(result, await converse(context, self._target(DEEP_LIMIT, False), listed), ready=ready)
+        except TimeoutError:
+            summary = f"it answers, but not how its nodes are within {patience:.1f} s: one of them may be frozen"
+            result = graver(result, warning(Cause.DEGRADED_CLUSTER, summary), ready=ready)
+        if self.grpc_port is None or result.verdict is Verdict.FAILING:
+            return result
+        return graver(result, await self._grpc(context.remaining * 0.9), ready=True)
+
+    async def _grpc(self, patience: float) -> CheckResult:
+        """Return whether the gRPC port speaks HTTP/2; over TLS, whether it takes a connection."""
+        url, writer, problem = read_http_url(self.url), None, ""
+        try:
+            async with asyncio.timeout(patience):
+                reader, writer = await asyncio.open_connection(url.host, self.grpc_port)
+                if not url.secure:
+                    writer.write(PREFACE)
+                    frame = await reader.readexactly(9)
+                    problem = "" if frame[3] == 4 else "it does not speak HTTP/2"
+        except (OSError, EOFError) as failure:
+            code = getattr(failure, "errno", None)
+            problem = os.strerror(code) if code else f"no answer ({type(failure).__name__})"
+        finally:
+            if writer is not None:
+                writer.transport.abort()
+        if problem:
+            summary = f"REST serves, gRPC on port {self.grpc_port} does not: {problem}"
+            return attrs.evolve(warning(Cause.UNREACHABLE, summary), details={"grpc": False})
+        return CheckResult(Verdict.PASSING, details={"grpc": True})
+
+    def _target(self, limit: int, keep: bool) -> Target:
+        url = read_http_url(self.url)
+        tls = Tls(
+            server_name=self.server_name,
+            verify=self.verify,
+            authority=self.authority,
+            certificate=self.certificate,
+            warn_before=self.warn_before,
+        )
+        return Target(host=url.host, port=url.port, tls=tls if url.secure else None, limit=limit, keep=keep)
+
+    def _headers(self) -> dict[str, str]:
+        return {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key.reveal().strip()}"}
+
+    def _once(self, part: Part) -> Talk:
+        result, _ = yield from self._guarded(part)
+        return result
+
+    @staticmethod
+    def _guarded(part: Part) -> Part:
+        try:
+            return (yield from part)
+        except NotHttp as problem:
+            return failing(Cause.ERROR, f"not HTTP: {problem}"), False
+
+    def _readiness(self) -> Part:
+        """Ask whether it is ready."""
+        ready = yield from ask(compose(read_http_url(self.url), "GET", READY))
+        return judge_ready(ready), ready.reusable
+
+    def _state(self) -> Part:
+        """Ask whether it is ready, and for its nodes, on one connection."""
+        result, reusable = yield from self._readiness()
+        if result.verdict is Verdict.FAILING and result.cause is not Cause.STARTING:
+            return result, reusable
+        if not reusable:
+            return (warning(Cause.CONFIG, CLOSES) if result.verdict is Verdict.PASSING else result), False
+        try:
+            headers = self._headers()
+        except (OSError, ValueError, KeyError) as problem:
+            return _no_key(problem), False
+        ready = result.verdict is Verdict.PASSING
+        listed, reusable = yield from self._listed(headers, "minimal", ready=ready)
+        return graver(result, listed, ready=ready), reusable
+
+    def _listed(self, headers: Mapping[str, str], output: str, *, ready: bool) -> Part:
+        try:
+            request = compose(read_http_url(self.url), "GET", NODES + output, headers)
+        except ValueError as problem:
+            return _no_key(problem), False
+        reply = yield from ask(request)
+        return judge_nodes(reply, self.nodes, ready=ready), reply.reusable
+
+
+CLOSES: Final = (
+    "it is ready, but the connection is closed after each answer, so its nodes cannot be asked: "
+    "give the address of Weaviate itself"
+)
+
+
+def _no_key(problem: Exception) -> CheckResult:
+    return inconclusive(f"the key cannot be used: {type(problem).__name__}", Cause.CONFIG)
+
+
+def graver(first: CheckResult, second: CheckResult, *, ready: bool) -> CheckResult:
+    """Return the graver of two results, with the details of both.
+
+    Where it is not `ready` and its nodes say why, that is the cause: not a start, but a cluster without a leader.
+    """
+    order = (Verdict.PASSING, Verdict.WARNING, Verdict.INCONCLUSIVE, Verdict.FAILING)
+    details = {**first.details, **second.details}
+    if not ready and second.verdict is Verdict.WARNING and second.cause is Cause.DEGRADED_CLUSTER:
+        summary = f"it is not ready: {second.summary}"
+        return CheckResult(Verdict.FAILING, cause=second.cause, summary=summary, details=details)
+    not_ours = second.cause in (Cause.AUTH, Cause.CONFIG)
+    later = order.index(second.verdict) > order.index(first.verdict) or (second.verdict is Verdict.FAILING and not_ours)
+    return attrs.evolve(second if later else first, details=details)
+
+
+def judge_ready(ready: Reply) -> CheckResult:
+    """Return what the answer about readiness says."""
+    if ready.status == 200:
+        return CheckResult(Verdict.PASSING)
+    if ready.status == 503:
+        return failing(Cause.STARTING, "it is not ready: it starts, or is in maintenance")
+    if ready.status in (401, 403, 404):
+        return failing(Cause.CONFIG, f"status {ready.status} for {READY}, which needs no key: is this a Weaviate?")
+    return failing(cause_of(ready.status), f"status {ready.status} for {READY}")
+
+
+def judge_nodes(reply: Reply, expected: int | None, *, ready: bool = True) -> CheckResult:
+    """Return what the list of nodes says; `expected` is how many there must be."""
+    if reply.status in (401, 403):
+        why = "it does not take our key" if reply.status == 401 else "our key has no right to read the nodes"
+        return failing(Cause.AUTH, f"{why} (status {reply.status})")
+    if reply.status >= 500 and reply.status != 503:
+        return warning(Cause.DEGRADED_CLUSTER, f"it cannot ask all its nodes: {_message(reply)}")
+    if reply.status != 200:
+        return failing(cause_of(reply.status), f"status {reply.status} for the list of nodes")
+    try:
+        nodes = list(json.loads(reply.body)["nodes"])
+        return _judged(nodes, expected)
+    except (ValueError, LookupError, TypeError, AttributeError) as problem:
+        return failing(Cause.ERROR, f"its list of nodes is not understood: {type(problem).__name__}")
+
+
+def _judged(nodes: list[Mapping[str, Any]], expected: int | None) -> CheckResult:
+    unwell = [f"{_name(node)} {node['status']}" for node in nodes if node["status"] != "HEALTHY"]
+    modes = {_name(node): str(node.get("operationalMode") or "ReadWrite") for node in nodes}
+    refusing = [f"{name} {mode}" for name, mode in modes.items() if mode not in ("ReadWrite", "WriteOnly")]
+    unread = [name for name, mode in modes.items() if mode == "WriteOnly"]
+    closed = [f"{shard['class']}/{shard['name']}" for shard in _shards(nodes) if _is_read_only(shard)]
+    details = _facts(nodes, len(unwell), expected)
+    if unwell:
+        cause, text = Cause.DEGRADED_CLUSTER, f"nodes not healthy: {_listing(unwell)}"
+    elif expected is not None and len(nodes) < expected:
+        there = _listing([_name(node) for node in nodes])
+        cause, text = Cause.DEGRADED_CLUSTER, f"{len(nodes)} of {expected} nodes are there: {there}"
+    elif refusing:
+        cause, text = Cause.READ_ONLY, f"writes are refused: {_listing(refusing)}"
+    elif unread:
+        cause, text = Cause.CONFIG, f"reads are refused, it is WriteOnly: {_listing(unread)}"
+    elif closed:
+        why = "its disk or memory passed a limit, or a person closed them"
+        cause, text = Cause.READ_ONLY, f"{len(closed)} shards are read-only ({why}): {_listing(closed)}"
+    else:
+        return CheckResult(Verdict.PASSING, details=details)
+    return CheckResult(Verdict.WARNING, cause=cause, summary=text, details=details)
+
+
+def _facts(nodes: list[Mapping[str, Any]], unwell: int, expected: int | None) -> Details:
+    stats = [node["stats"] for node in nodes if node.get("stats")]
+    queues = [(node.get("batchStats") or {}).get("queueLength") for node in nodes]
+    found: Details = {
+        "nodes": len(nodes),
+        "nodes_expected": expected,
+        "nodes_healthy": len(nodes) - unwell,
+        "version": ", ".join(sorted({str(node.get("version", ""))[:30] for node in nodes} - {""}))[:100] or None,
+        "queue": sum(queue for queue in queues if isinstance(queue, int)),
+        "objects": sum(int(one.get("objectCount", 0)) for one in stats) if stats else None,
+        "shards": sum(int(one.get("shardCount", 0)) for one in stats) if stats else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _shards(nodes: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [shard for node in nodes for shard in node.get("shards") or ()]
+
+
+def _is_read_only(shard: Mapping[str, Any]) -> bool:
+    return str(shard.get("vectorIndexingStatus", "")).upper().startswith("READONLY")
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return str(node["name"])[:60]
+
+
+def _listing(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _message(reply: Reply) -> str:
+    try:
+        return str(json.loads(reply.body)["error"][0]["message"])[:200]
+    except (ValueError, LookupError, TypeError):
+        return f"status {reply.status}"

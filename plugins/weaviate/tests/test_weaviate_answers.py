@@ -1,0 +1,105 @@
+"""What the answers mean that a real Weaviate is hard to bring to, and what the options refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfheal import Cause, CheckResult, Secret, Verdict
+from selfheal.wire import rehearse
+from selfheal_weaviate import talking
+from selfheal_weaviate.checks import WeaviateCheck
+
+
+def http(status: int, body: object = None, *headers: str) -> bytes:
+    said = b"" if body is None else json.dumps(body).encode()
+    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(said)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + said
+
+
+def nodes(*each: dict[str, Any]) -> bytes:
+    return http(200, {"nodes": [{"name": f"node{n}", "status": "HEALTHY", **one} for n, one in enumerate(each, 1)]})
+
+
+def said(*replies: bytes, **options: Any) -> CheckResult:
+    """Return what a check says that hears these answers in turn."""
+    last = [*rehearse(WeaviateCheck(url="http://weaviate:8080", keep=False, **options).talk(), *replies)][-1]
+    assert isinstance(last, CheckResult)
+    return last
+
+
+UNASKED = {"error": [{"message": "node: node3: send http request: connection refused"}]}
+
+
+@pytest.mark.parametrize(
+    ("replies", "verdict", "cause", "word"),
+    [
+        ([http(200), nodes({}, {"status": "TIMEOUT"})], Verdict.WARNING, Cause.DEGRADED_CLUSTER, "node2 TIMEOUT"),
+        ([http(200), nodes({"operationalMode": "ScaleOut"})], Verdict.WARNING, Cause.READ_ONLY, "node1 ScaleOut"),
+        ([http(200), nodes({"operationalMode": "WriteOnly"})], Verdict.WARNING, Cause.CONFIG, "reads are refused"),
+        ([http(200), http(500, UNASKED)], Verdict.WARNING, Cause.DEGRADED_CLUSTER, "node3"),
+        ([http(200), http(429)], Verdict.FAILING, Cause.OVERLOADED, "429"),
+        ([http(200), http(503)], Verdict.FAILING, Cause.OVERLOADED, "503"),
+        ([http(200), http(200, [])], Verdict.FAILING, Cause.ERROR, "not understood"),
+        ([http(200), http(200, {"nodes": [{"name": "one"}]})], Verdict.FAILING, Cause.ERROR, "not understood"),
+        ([http(503), nodes({})], Verdict.FAILING, Cause.STARTING, "not ready"),
+        ([http(503), http(500, UNASKED)], Verdict.FAILING, Cause.DEGRADED_CLUSTER, "node3"),
+        ([http(503), nodes({"status": "UNHEALTHY"})], Verdict.FAILING, Cause.DEGRADED_CLUSTER, "not ready"),
+        ([http(503), http(401)], Verdict.FAILING, Cause.AUTH, "401"),
+        ([http(503, None, "Connection: close")], Verdict.FAILING, Cause.STARTING, "not ready"),
+        ([http(200, None, "Connection: close")], Verdict.WARNING, Cause.CONFIG, "closed after each answer"),
+        ([http(404)], Verdict.FAILING, Cause.CONFIG, "Weaviate"),
+        ([http(502)], Verdict.FAILING, Cause.UNREACHABLE, "502"),
+        ([b"SSH-2.0-OpenSSH_9.2\r\n\r\n"], Verdict.FAILING, Cause.ERROR, "not HTTP"),
+    ],
+)
+def test_each_answer_has_its_meaning(replies: list[bytes], verdict: Verdict, cause: Cause, word: str) -> None:
+    result = said(*replies)
+    assert (result.verdict, result.cause) == (verdict, cause), result
+    assert word in result.summary
+
+
+def test_the_key_goes_to_the_list_of_nodes_and_not_to_ready() -> None:
+    one = WeaviateCheck(url="http://weaviate:8080", api_key=Secret("sesame"), keep=False)
+    first, second, result = rehearse(one.talk(), http(200), nodes({}))
+    assert b"sesame" not in bytes(first)  # type: ignore[arg-type]  # what a talk says before its result is bytes
+    assert b"Authorization: Bearer sesame\r\n" in bytes(second)  # type: ignore[arg-type]  # as above
+    assert isinstance(result, CheckResult)
+
+
+def test_a_key_with_a_line_break_is_not_sent() -> None:
+    result = said(http(200), nodes({}), api_key=Secret("sesame\r\nX-Evil: 1"))
+    assert (result.verdict, result.cause) == (Verdict.INCONCLUSIVE, Cause.CONFIG)
+
+
+def test_many_nodes_are_counted_and_a_few_named() -> None:
+    result = said(http(200), nodes(*[{"status": "UNAVAILABLE"}] * 20))
+    assert result.summary.endswith("and 15 more")
+    assert result.details["nodes_healthy"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"url": "weaviate:8080"}, "http://"),
+        ({"url": "http://weaviate:8080/v1"}, "address alone"),
+        ({"nodes": 0}, "whole number"),
+        ({"grpc_port": 70000}, "65535"),
+        ({"api_key": "plain"}, "api_key"),
+        ({"warn_before": float("nan")}, "seconds"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_with_a_word(options: dict[str, Any], word: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=word):
+        WeaviateCheck(**{"url": "http://weaviate:8080", **options})
+
+
+def test_the_words_of_http_are_the_same_in_every_plugin_that_speaks_it() -> None:
+    """Until the house offers them, each plugin has a copy, and the copies are one text."""
+    here = Path(talking.__file__)
+    copies = [path.read_text("utf-8") for path in here.parents[3].glob("*/src/*/talking.py")]
+    assert len(copies) > 1
+    assert set(copies) == {here.read_text("utf-8")}
