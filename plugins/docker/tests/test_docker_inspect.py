@@ -128,12 +128,12 @@ def test_one_whose_own_policy_gave_up_has_exited(docker: DockerEngine) -> None:
 @pytest.mark.parametrize("policy", ["no", "unless-stopped"])
 def test_what_docker_ended_when_it_was_started_anew_nobody_had_asked_for(docker: DockerEngine, policy: str) -> None:
     """After Docker was killed, its events then tell of a stop, and `unless-stopped` does not start it again."""
-    docker.idle(NAME, "--restart", policy)
+    identity = docker.idle(NAME, "--restart", policy)
     docker.kill()
     docker.start()
     assert docker.state(NAME)["Status"] == "exited"
-    only = ("--filter", f"container={NAME}", "--filter", "event=stop")
-    assert docker("events", "--since", docker.state(NAME)["StartedAt"], "--until", "0s", *only)
+    stops = ("--since", "60s", "--until", "0s", "--filter", "event=stop", "--filter", f"container={identity}")
+    until(lambda: docker("events", *stops), "its events tell of a stop")
     one = seen(docker)
     assert one.run is Run.EXITED, one
 
