@@ -289,8 +289,10 @@ def test_plugins_are_listed_with_what_they_offer() -> None:
 # -- on a terminal and in a pipe --------------------------------------------------------------------------------------
 
 
-def on_terminal(*arguments: object, typed: bytes = b"", env: dict[str, str] | None = None) -> str:
-    """Return everything a command writes to a terminal of its own."""
+def on_terminal(
+    *arguments: object, typed: bytes = b"", after: tuple[bytes, ...] = (b"Reason",), env: dict[str, str] | None = None
+) -> str:
+    """Return everything a command writes to a terminal of its own. It is typed to once all of `after` was seen."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30", **(env or {})}
     if not env:
@@ -317,7 +319,7 @@ def on_terminal(*arguments: object, typed: bytes = b"", env: dict[str, str] | No
                 except OSError:
                     break
                 seen += chunk
-            if typed and (b"Reason" in seen or b"SERVICE" in seen):
+            if typed and all(word in seen for word in after):
                 os.write(ours, typed)
                 typed = b""
         return seen.decode()
@@ -340,7 +342,8 @@ def test_a_terminal_gets_colours_unless_it_wants_none(journal: Path) -> None:
 
 @pytest.mark.real_time
 def test_watch_draws_on_a_terminal_and_leaves_at_ctrl_c(journal: Path) -> None:
-    seen = on_terminal("--state-dir", journal, "status", "--watch", "--interval", "0.2", typed=b"\x03")
+    drawn = (b"SERVICE", b"unhealthy", b"this is what the journal says")
+    seen = on_terminal("--state-dir", journal, "status", "--watch", "--interval", "0.2", typed=b"\x03", after=drawn)
     assert "\x1b[?1049h" in seen
     assert "\x1b[?1049l" in seen
     assert "unhealthy" in seen
