@@ -30,6 +30,7 @@ services:
     network_mode: host
     command: ["sh", "-c", "{RUNS}"]
     environment: ["COLOUR=${{COLOUR:-blue}}"]
+    depends_on: [worker]
   worker:
     image: selfheal-busybox
     network_mode: host

@@ -86,6 +86,7 @@ async def test_what_a_person_stopped_is_held_and_never_started_again(docker: Doc
     assert docker.state(NAME)["Running"] is True
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # an inspection is given ten seconds
 async def test_while_docker_is_frozen_nothing_is_done(docker: DockerEngine, tmp_path: Path) -> None:
     """Who runs cannot be told: a restart could hit another one, and would only wait."""
     service = redis(docker, interval=0.5, timeout=0.4, recheck=0.1, failure_threshold=2)

@@ -18,6 +18,7 @@ import os
 import re
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -232,13 +233,13 @@ def _process_began(pid: int) -> float | None:
     """Return when a process was started, as UNIX time; None for one that is not Docker, or cannot be seen."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-        booted = next(line for line in Path("/proc/stat").read_text("ascii").splitlines() if line.startswith("btime"))
-    except (OSError, StopIteration):
+    except OSError:
         return None
     name, _, rest = stat.rpartition(")")
     if not name.endswith("(dockerd"):
         return None
-    return int(booted.split()[1]) + int(rest.split()[19]) / os.sysconf("SC_CLK_TCK")
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(rest.split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - age
 
 
 async def _resolved(context: Context, host: str, port: int) -> str:
