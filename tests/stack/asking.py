@@ -103,7 +103,7 @@ def left_by_deep_failures(check: Any, count: int = 1000, at_once: int = 20) -> d
     async def run() -> dict[str, int]:
         stage = Stage()
         try:
-            await _deep(stage, "service0", check, 10.0)  # drivers are imported at the first call
+            await _deep(stage, "service0", check, 1.0)  # drivers are imported at the first call
             await all_of(stage, 2)
             before: Open = await stage.open_now()
             await all_of(stage, count // at_once)
