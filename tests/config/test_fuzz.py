@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from selfheal.config import check, configure
 from selfheal.config.build import CANARY_KEYS, POLICY_KEYS, SECTIONS, SERVICE_KEYS, needs
+from selfheal.config.legacy import TOP
 from selfheal.errors import ConfigurationError
 from selfheal.ladder import STEP_KEYS, RecoveryAction, resolve_all
 from selfheal.loading import Tables, load_plugins
@@ -77,19 +78,23 @@ services = st.fixed_dictionaries(
         **dict.fromkeys(("interval", "timeout", "backoff", "window", "budgets", "priority", "slow_retry"), values),
     },
 )
-files = st.fixed_dictionaries(
-    {},
-    optional={
-        "fleet": near(list(POLICY_KEYS)) | values,
-        "services": st.dictionaries(names, services | values, max_size=3) | values,
-        "canaries": st.dictionaries(names, near(sorted(CANARY_KEYS)), max_size=2) | values,
-        "notifiers": st.dictionaries(names, objects | near(["kind", "url", "severities", "services"]), max_size=2)
-        | values,
-        "maintenance": st.lists(near(["services", "weekly", "everything"]), max_size=2) | values,
-        "http": near(["listen", "token"]) | values,
-        "hhtp": values,
-    },
-) | st.dictionaries(keys, values, max_size=3)
+files = (
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "fleet": near(list(POLICY_KEYS)) | values,
+            "services": st.dictionaries(names, services | values, max_size=3) | values,
+            "canaries": st.dictionaries(names, near(sorted(CANARY_KEYS)), max_size=2) | values,
+            "notifiers": st.dictionaries(names, objects | near(["kind", "url", "severities", "services"]), max_size=2)
+            | values,
+            "maintenance": st.lists(near(["services", "weekly", "everything"]), max_size=2) | values,
+            "http": near(["listen", "token"]) | values,
+            "hhtp": values,
+        },
+    )
+    | st.dictionaries(keys, values, max_size=3)
+    | st.dictionaries(st.sampled_from([*sorted(TOP), ""]), values, max_size=5)
+)
 
 
 @given(files)

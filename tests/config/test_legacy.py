@@ -158,6 +158,7 @@ def test_a_service_that_nobody_knows_is_told_with_those_that_are_known(tmp_path:
     [
         ({"monitoring_intervall": 3}, "monitoring_intervall", 'did you mean "monitoring_interval"?'),
         ({"zz": 3}, "zz", "there are: enabled, failure_threshold"),
+        ({"": 3}, '""', "there are: enabled, failure_threshold"),
         ({"enabled": "yes"}, "enabled", "neither true nor false"),
         ({"monitoring_interval": -1}, "monitoring_interval", ""),
         ({"health_check_interval": 3}, "health_check_interval", "monitoring_interval"),

@@ -80,9 +80,8 @@ def translate(data: Mapping[str, Any]) -> Translated:
     notes = Notes()
     fleet = {key: data[key] for key in data if key in FLEET}
     for key in [key for key in data if key not in TOP]:
-        notes.wrong(
-            key, "is unknown to recovery.json", Spelling(TOP).hint(key) or f"there are: {', '.join(sorted(TOP))}"
-        )
+        hint = Spelling(TOP).hint(key) or f"there are: {', '.join(sorted(TOP))}"
+        notes.wrong(key or '""', "is unknown to recovery.json", hint)
     enabled = data.get("enabled", True)
     if not isinstance(enabled, bool):
         notes.wrong("enabled", f"{enabled!r:.80} is neither true nor false")
