@@ -139,7 +139,7 @@ class House:
 
     def ask(self, *arguments: str) -> Any:
         """Return the JSON of a command that must succeed. It runs in this process: a test asks often."""
-        done = CliRunner().invoke(main, ["--state-dir", str(self.state), *arguments, "--json"])
+        done = invoked("--state-dir", self.state, *arguments, "--json")
         assert done.exit_code == 0, done.output
         return json.loads(done.stdout)
 
