@@ -331,3 +331,23 @@ async def test_a_process_whose_first_thread_ended_is_alive() -> None:
     finally:
         child.kill()
         await child.wait()
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_cancellation_is_not_lost_when_the_end_is_heard_at_the_same_moment(turns: int) -> None:
+    """The turns between the two are those of one loop: what is cancelled before it has answered, ends cancelled."""
+    ours, theirs = os.pipe()
+    try:
+        waiting = asyncio.ensure_future(proc.readable(ours, 5.0))
+        await asyncio.sleep(0.01)  # it waits now
+        os.write(theirs, b"x")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if waiting.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        else:
+            assert waiting.result()
+    finally:
+        os.close(ours)
+        os.close(theirs)

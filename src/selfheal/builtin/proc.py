@@ -195,7 +195,8 @@ async def readable(descriptor: int, seconds: float | None) -> bool:
     heard = asyncio.Event()
     loop.add_reader(descriptor, heard.set)
     try:
-        await asyncio.wait_for(heard.wait(), seconds)
+        async with asyncio.timeout(seconds):  # `wait_for` loses a cancellation, before 3.12, if both come at once
+            await heard.wait()
     except TimeoutError:
         return False
     finally:
