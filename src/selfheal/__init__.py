@@ -49,10 +49,15 @@ from selfheal.service import Canary, RecoveryStrategy, Service
 from selfheal.wire import PeerClosed, Target, Tls, WireCheck
 
 if TYPE_CHECKING:
+    from selfheal.shell.converse import converse
     from selfheal.shell.once import check_once
     from selfheal.supervisor import Supervisor
 
-_LATE = {"Supervisor": "selfheal.supervisor", "check_once": "selfheal.shell.once"}
+_LATE = {
+    "Supervisor": "selfheal.supervisor",
+    "check_once": "selfheal.shell.once",
+    "converse": "selfheal.shell.converse",
+}
 """What runs something is imported when it is first asked for: a plugin or a command that only asks does without."""
 
 
@@ -129,5 +134,6 @@ __all__ = [
     "WireCheck",
     "Workload",
     "check_once",
+    "converse",
     "hookimpl",
 ]

@@ -11,11 +11,11 @@ import pytest
 from tests.stack.asking import deep, light
 
 from selfheal import Cause, CheckResult, Secret, Verdict
+from selfheal.builtin.http_talk import Reply
 from selfheal.testing import servers
 from selfheal.wire import rehearse
 from selfheal_minio.checks import MinioCheck
 from selfheal_minio.deep import judge_bucket, judge_drives
-from selfheal_minio.talking import Reply
 
 
 def reply(status: int, body: object = None, **headers: str) -> Reply:

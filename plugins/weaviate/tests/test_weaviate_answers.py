@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from selfheal import Cause, CheckResult, Secret, Verdict
 from selfheal.wire import rehearse
-from selfheal_weaviate import talking
 from selfheal_weaviate.checks import WeaviateCheck
 
 
@@ -95,11 +93,3 @@ def test_many_nodes_are_counted_and_a_few_named() -> None:
 def test_options_that_make_no_sense_are_refused_with_a_word(options: dict[str, Any], word: str) -> None:
     with pytest.raises((ValueError, TypeError), match=word):
         WeaviateCheck(**{"url": "http://weaviate:8080", **options})
-
-
-def test_the_words_of_http_are_the_same_in_every_plugin_that_speaks_it() -> None:
-    """Until the house offers them, each plugin has a copy, and the copies are one text."""
-    here = Path(talking.__file__)
-    copies = [path.read_text("utf-8") for path in here.parents[3].glob("*/src/*/talking.py")]
-    assert len(copies) > 1
-    assert set(copies) == {here.read_text("utf-8")}

@@ -7,13 +7,15 @@ rest. Informational answers (1xx) are passed over. Redirects are never followed:
 
 from __future__ import annotations
 
+import base64
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Final
 
 import attrs
 import h11
 
+from selfheal.builtin.addresses import HttpUrl
 from selfheal.core.model import Cause
 from selfheal.wire import PeerClosed
 
@@ -93,13 +95,29 @@ def read_body(head: Head, method: str, wanted: bytes | None, whole: bool) -> Gen
     Stops as soon as `wanted` is found, unless the `whole` answer is to be read so that the connection can be kept.
     Raises `NotHttp` for broken framing, and `PeerClosed` when the end comes before the whole was said.
     """
+    seen, found = b"", wanted is None
+
+    def take(data: bytes) -> bool:
+        nonlocal seen, found
+        if wanted is not None and not found:
+            seen += data
+            found = wanted in seen
+            seen = seen[max(0, len(seen) - len(wanted) + 1) :]
+        return whole or not found
+
+    reusable = (yield from _pieces(head, method, take)) if whole or not found else False
+    return found, reusable
+
+
+def _pieces(head: Head, method: str, take: Callable[[bytes], bool]) -> Generator[bytes, bytes, bool]:
+    """Hand each piece of the body to `take`, as long as it wants more; return whether the connection may be kept."""
     answer = h11.Connection(h11.CLIENT)
     answer.send(h11.Request(method=method, target="/", headers=[("Host", "-")]))
     answer.send(h11.EndOfMessage())
-    seen, found, closed = b"", wanted is None, False
+    closed, more = False, True
     try:
         answer.receive_data(head.raw + head.rest)
-        while whole or not found:
+        while more:
             event = answer.next_event()
             if event is h11.NEED_DATA:
                 try:
@@ -108,10 +126,7 @@ def read_body(head: Head, method: str, wanted: bytes | None, whole: bool) -> Gen
                     data, closed = b"", True
                 answer.receive_data(data)
             elif isinstance(event, h11.Data):
-                if wanted is not None and not found:
-                    seen += event.data
-                    found = wanted in seen
-                    seen = seen[max(0, len(seen) - len(wanted) + 1) :]
+                more = take(bytes(event.data))
             elif event is h11.PAUSED or isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
                 break
     except h11.RemoteProtocolError as problem:
@@ -119,4 +134,49 @@ def read_body(head: Head, method: str, wanted: bytes | None, whole: bool) -> Gen
             raise PeerClosed("closed the connection in the middle of its answer") from problem
         raise NotHttp("the framing of its body is broken") from problem
     reusable = answer.our_state is h11.DONE and answer.their_state is h11.DONE and not answer.trailing_data[0]
-    return found, reusable and not closed
+    return reusable and not closed
+
+
+# -- whole answers, for checks that read what a server says of itself -------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Reply:
+    """One whole answer. Header names are lower case; `reusable` is whether the connection may carry another."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    reusable: bool
+
+
+def compose(
+    url: HttpUrl, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+) -> bytes:
+    """Return a request. Raises `ValueError`, without its value, for a header that HTTP cannot carry."""
+    lines = {"Host": url.authority, "User-Agent": "selfheal", "Accept-Encoding": "identity", **(headers or {})}
+    if body:
+        lines["Content-Length"] = str(len(body))
+    for name, value in lines.items():
+        if not all(" " <= letter <= "~" for letter in value):
+            raise ValueError(f"header {name} has a character that HTTP does not carry")
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode("ascii") + body
+
+
+def basic(user: str, password: str) -> str:
+    """Return the value of an Authorization header."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
+
+
+def ask(request: bytes, method: str = "GET") -> Generator[bytes, bytes, Reply]:
+    """Send a request and read the whole answer. Raises `NotHttp`, and `PeerClosed` when it ends too early."""
+    head = yield from read_head((yield request))
+    body = bytearray()
+
+    def take(data: bytes) -> bool:
+        body.extend(data)
+        return True
+
+    reusable = yield from _pieces(head, method, take)
+    return Reply(status=head.status, headers=head.headers(), body=bytes(body), reusable=reusable)

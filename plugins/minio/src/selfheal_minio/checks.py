@@ -12,11 +12,10 @@ from typing import Any, ClassVar, Final
 
 import attrs
 
-from selfheal import Cause, CheckContext, CheckResult, Secret, Target, Tls, Verdict
+from selfheal import Cause, CheckContext, CheckResult, Secret, Target, Tls, Verdict, converse
 from selfheal.builtin.addresses import read_http_url
-from selfheal.builtin.http_talk import NotHttp, cause_of
+from selfheal.builtin.http_talk import NotHttp, Reply, ask, cause_of, compose
 from selfheal.wire import Talk, failing, inconclusive, warning
-from selfheal_minio.talking import Reply, ask, compose, converse
 
 _LIVE: Final = "/minio/health/live"
 _CLUSTER: Final = "/minio/health/cluster"
@@ -114,7 +113,7 @@ class MinioCheck:
     async def check(self, context: CheckContext) -> CheckResult:
         """Ask for health and, where keys are given, for the bucket and the drives: the deep check."""
         if self.secret_key is None:
-            return await converse(context, self._target(LIGHT_LIMIT, False), self._once(self._health()))
+            return await converse(self._target(LIGHT_LIMIT, False), self._once(self._health()))
         from selfheal_minio.deep import deeply, signer_of  # noqa: PLC0415  # only a deep check needs it
 
         try:
@@ -122,7 +121,7 @@ class MinioCheck:
         except (OSError, ValueError, KeyError) as problem:
             return inconclusive(f"a key cannot be read: {type(problem).__name__}", Cause.CONFIG)
         talk = self._once(deeply(self, self._health(), sign))
-        return await converse(context, self._target(DEEP_LIMIT, False), talk)
+        return await converse(self._target(DEEP_LIMIT, False), talk)
 
     def _target(self, limit: int, keep: bool) -> Target:
         url = read_http_url(self.url)

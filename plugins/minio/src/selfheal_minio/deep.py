@@ -17,9 +17,8 @@ import attrs
 
 from selfheal import Cause, CheckResult, Secret, Verdict
 from selfheal.builtin.addresses import read_http_url
-from selfheal.builtin.http_talk import cause_of
+from selfheal.builtin.http_talk import Reply, ask, cause_of, compose
 from selfheal.wire import failing
-from selfheal_minio.talking import Reply, ask, compose
 
 if TYPE_CHECKING:
     from selfheal_minio.checks import MinioCheck, Part

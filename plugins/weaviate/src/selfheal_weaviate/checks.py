@@ -15,11 +15,10 @@ from typing import Any, ClassVar, Final
 
 import attrs
 
-from selfheal import Cause, CheckContext, CheckResult, Secret, Target, Tls, Verdict
+from selfheal import Cause, CheckContext, CheckResult, Secret, Target, Tls, Verdict, converse
 from selfheal.builtin.addresses import read_http_url
-from selfheal.builtin.http_talk import NotHttp, cause_of
+from selfheal.builtin.http_talk import NotHttp, Reply, ask, cause_of, compose
 from selfheal.wire import Talk, failing, inconclusive, warning
-from selfheal_weaviate.talking import Reply, ask, compose, converse
 
 Details = dict[str, str | int | float | bool | None]
 Part = Generator[Any, bytes, tuple[CheckResult, bool]]
@@ -125,7 +124,7 @@ class WeaviateCheck:
             headers = await context.blocking(self._headers)
         except (OSError, ValueError, KeyError) as problem:
             return _no_key(problem)
-        result = await converse(context, self._target(LIGHT_LIMIT, False), self._once(self._readiness()))
+        result = await converse(self._target(LIGHT_LIMIT, False), self._once(self._readiness()))
         if result.verdict is Verdict.FAILING and result.cause is not Cause.STARTING:
             return result
         ready = result.verdict is not Verdict.FAILING
@@ -133,7 +132,7 @@ class WeaviateCheck:
         listed = self._once(self._listed(headers, "verbose", ready=ready))
         try:
             async with asyncio.timeout(patience):
-                result = graver(result, await converse(context, self._target(DEEP_LIMIT, False), listed), ready=ready)
+                result = graver(result, await converse(self._target(DEEP_LIMIT, False), listed), ready=ready)
         except TimeoutError:
             summary = f"it answers, but not how its nodes are within {patience:.1f} s: one of them may be frozen"
             result = graver(result, warning(Cause.DEGRADED_CLUSTER, summary), ready=ready)
