@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -26,11 +28,24 @@ def program_of(server: str, *names: str) -> str:
     pytest.skip(f"{server}: none of {', '.join(names)} is installed")
 
 
+def free_ports(count: int = 1) -> int:
+    """Return the first of so many ports of loopback, side by side, that nobody listens on.
+
+    They lie below those that the kernel gives to clients: a client, even a check that knocks before the server listens,
+    could be given one of these, and the server would find it taken.
+    """
+    for _ in range(1000):
+        port = random.randrange(12000, 32000 - count)
+        with suppress(OSError), ExitStack() as stack:
+            for each in range(count):
+                stack.enter_context(socket.create_server(("127.0.0.1", port + each)))
+            return port
+    raise AssertionError(f"no {count} free ports side by side")
+
+
 def free_port() -> int:
-    """Return a port of loopback that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port: int = one.getsockname()[1]
-        return port
+    """Return a port of loopback that nobody listens on; see `free_ports`."""
+    return free_ports()
 
 
 def until(true: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:

@@ -32,6 +32,7 @@ from typing import Any
 import pytest
 from tests.servers import program_of, until
 from tests.stack import built
+from tests.stack.child import freeze
 
 APPLETS = ("sh", "sleep", "cat", "echo", "true", "false", "kill", "test", "touch", "rm", "ls", "tail", "dd", "httpd")
 """What the image `busybox` has in its /bin."""
@@ -102,7 +103,7 @@ class DockerEngine:
 
     def freeze(self) -> None:
         """Stop the daemon in its tracks; its containers go on, its socket still takes connections."""
-        os.kill(self.pid, signal.SIGSTOP)
+        freeze(self.pid)
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

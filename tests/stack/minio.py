@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import http.client
 import os
-import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.servers import free_port, until
+from tests.servers import free_ports, until
 from tests.stack.built import built
+from tests.stack.child import Child
 
 USER = "steward"
 PASSWORD = "sesame-open-sesame"  # of a server that lives for one test
 
 
-class Minio:
+class Minio(Child):
     """One MinIO. `drives` are folders; by default one, so that there is no erasure code."""
 
     def __init__(self, folder: Path, *, drives: int = 1) -> None:
@@ -29,7 +29,7 @@ class Minio:
         self.drives = [folder / f"drive{number}" for number in range(1, drives + 1)]
         self.endpoints: list[str] = []
         """The drives of all nodes as URLs, where this is one of several; its own drives otherwise."""
-        self.port = free_port()
+        self.port = free_ports()
         self.url = f"http://127.0.0.1:{self.port}"
         self.password = PASSWORD
         self._process: subprocess.Popen[bytes] | None = None
@@ -75,35 +75,3 @@ class Minio:
             return 0, {}
         finally:
             connection.close()
-
-    @property
-    def pid(self) -> int:
-        """The process id. Only while it runs."""
-        assert self._process is not None
-        return self._process.pid
-
-    def freeze(self) -> None:
-        """Stop the process where it stands."""
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        os.kill(self.pid, signal.SIGCONT)
-
-    def stop(self) -> None:
-        """Ask it to end, and wait for that."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it as a crash does, and wait for that."""
-        self._end(signal.SIGKILL)
-
-    def _end(self, number: int) -> None:
-        if self._process is not None:
-            process, self._process = self._process, None
-            process.send_signal(number)
-            try:
-                process.wait(20.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(20.0)

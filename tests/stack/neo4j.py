@@ -11,13 +11,13 @@ import http.client
 import json
 import os
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.servers import free_port, program_of, until
+from tests.servers import free_ports, program_of, until
 from tests.stack.built import built
+from tests.stack.child import Child
 
 USER = "neo4j"
 PASSWORD = "sesame-open-sesame"
@@ -34,7 +34,7 @@ _LOGS = """\
 """
 
 
-class Neo4j:
+class Neo4j(Child):
     """One server. `password` is the one that its owner gave it at first."""
 
     def __init__(self, folder: Path, *, password: str = PASSWORD) -> None:
@@ -42,7 +42,8 @@ class Neo4j:
         self.jars = built("neo4j") / "lib"
         self.home = folder / "home"
         self.password = password
-        self.bolt_port, self.http_port, self.https_port = free_port(), free_port(), free_port()
+        self.bolt_port = free_ports(2)
+        self.http_port = self.bolt_port + 1
         self.url = f"http://127.0.0.1:{self.http_port}"
         self.uri = f"bolt://127.0.0.1:{self.bolt_port}"
         self.settings: dict[str, str] = {}
@@ -126,35 +127,3 @@ class Neo4j:
     def copy_from(self, other: Neo4j) -> None:
         """Begin with the home of another one that does not run, on ports of our own."""
         shutil.copytree(other.home, self.home)
-
-    @property
-    def pid(self) -> int:
-        """The process id. Only while it runs."""
-        assert self._process is not None
-        return self._process.pid
-
-    def freeze(self) -> None:
-        """Stop the process where it stands."""
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        os.kill(self.pid, signal.SIGCONT)
-
-    def stop(self) -> None:
-        """Ask it to end, and wait for that."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it as a crash does, and wait for that."""
-        self._end(signal.SIGKILL)
-
-    def _end(self, number: int) -> None:
-        if self._process is not None:
-            process, self._process = self._process, None
-            process.send_signal(number)
-            try:
-                process.wait(60.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(20.0)

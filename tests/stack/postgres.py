@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 
 import pytest
 from tests.servers import free_port, program_of, until
+from tests.stack.child import freeze
 
 ADMIN: Final = "postgres"
 ADMIN_PASSWORD: Final = "hunter2-admin-81c3"
@@ -193,7 +194,7 @@ class Server:
         """SIGSTOP the postmaster, and with `all_of_it` its backends: connections are taken and nobody speaks."""
         self._frozen = within(self.data) if all_of_it else [self.pid]
         for pid in self._frozen:
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
 
     def thaw(self) -> None:
         for pid in self._frozen:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
 from collections.abc import Callable
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from tests.servers import free_port, program_of, until
+from tests.stack.child import Child
 
 Answer: TypeAlias = Any
 """Text, a number, a list of answers, or None; an error is a text that begins with a minus."""
@@ -18,7 +17,7 @@ Answer: TypeAlias = Any
 PATIENCE = 15.0
 
 
-class RedisServer:
+class RedisServer(Child):
     """A `redis-server` on loopback. `start` may be called again after `stop` or `kill`: the folder stays."""
 
     def __init__(self, folder: Path, *, port: int | None = None, password: str | None = None) -> None:
@@ -39,12 +38,6 @@ class RedisServer:
     def address(self) -> str:
         """Its address as `host:port`."""
         return f"127.0.0.1:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        """Its process. Fails where it was not started."""
-        assert self._process is not None, "the Redis was not started"
-        return self._process.pid
 
     @property
     def running(self) -> bool:
@@ -76,34 +69,6 @@ class RedisServer:
         """Start it, and wait until it serves: until it answers anything but that it is loading."""
         self.begin(*options)
         until(lambda: (said := self.ask("PING")) and not str(said).startswith("-LOADING"), "Redis answers", PATIENCE)
-
-    def stop(self) -> None:
-        """Ask it to end, and wait; one that does not is killed."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it at once, as a crash would."""
-        self._end(signal.SIGKILL)
-
-    def _end(self, number: int) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(signal.SIGCONT)
-        process.send_signal(number)
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(PATIENCE)
-
-    def freeze(self) -> None:
-        """Stop the process where it stands: its port still accepts."""
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        os.kill(self.pid, signal.SIGCONT)
 
     def ask(self, *words: str | int, timeout: float = 5.0) -> Answer:
         """Send one command on a connection of its own and return the answer; "" where there is none."""

@@ -8,20 +8,18 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import random
-import signal
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.servers import until
+from tests.servers import free_ports, until
 from tests.stack.built import built
+from tests.stack.child import Child
 
 KEY = "sesame-open-sesame"
 
 
-class Weaviate:
+class Weaviate(Child):
     """One node, in a folder of its own."""
 
     def __init__(self, folder: Path, *, name: str = "node1", key: str | None = KEY) -> None:
@@ -29,7 +27,7 @@ class Weaviate:
         self.folder = folder
         self.name = name
         self.key = key
-        self._gossip, self._raft, self.port = (_two_free_ports() for _ in range(3))
+        self._gossip, self._raft, self.port = (free_ports(2) for _ in range(3))  # it wants its ports in pairs
         self.grpc_port = self.port + 1
         self.url = f"http://127.0.0.1:{self.port}"
         self.join: Weaviate | None = None
@@ -106,38 +104,6 @@ class Weaviate:
         finally:
             connection.close()
 
-    @property
-    def pid(self) -> int:
-        """The process id. Only while it runs."""
-        assert self._process is not None
-        return self._process.pid
-
-    def freeze(self) -> None:
-        """Stop the process where it stands."""
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        os.kill(self.pid, signal.SIGCONT)
-
-    def stop(self) -> None:
-        """Ask it to end, and wait for that."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it as a crash does, and wait for that."""
-        self._end(signal.SIGKILL)
-
-    def _end(self, number: int) -> None:
-        if self._process is not None:
-            process, self._process = self._process, None
-            process.send_signal(number)
-            try:
-                process.wait(30.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(20.0)
-
 
 def cluster(folder: Path, size: int = 3) -> list[Weaviate]:
     """Return nodes that will find each other once they run; nothing is started."""
@@ -146,18 +112,3 @@ def cluster(folder: Path, size: int = 3) -> list[Weaviate]:
         node.peers = nodes
         node.join = nodes[0] if node is not nodes[0] else None
     return nodes
-
-
-def _two_free_ports() -> int:
-    """Return a port whose next is free too: on one machine Weaviate wants its ports in pairs.
-
-    They lie below the ports that the kernel gives to clients, of which one might take them before Weaviate does.
-    """
-    for _ in range(1000):
-        port = random.randrange(12000, 32000, 2)
-        try:
-            with socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.1", port + 1)):
-                return port
-        except OSError:
-            continue
-    raise AssertionError("no two free ports side by side")

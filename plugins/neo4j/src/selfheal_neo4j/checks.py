@@ -1,0 +1,291 @@
+"""The check `neo4j`: its options, the light talk over Bolt, and what each refusal means.
+
+Light, it logs in and asks for `RETURN 1` in the database, on a kept connection. Where the database is not to be had it
+asks the database `system` why. Deep, the driver does the same on a new connection and looks at every database.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final
+from urllib.parse import urlsplit
+
+import attrs
+
+from selfheal import Cause, CheckContext, CheckResult, Secret, Target, Tls, Verdict
+from selfheal.wire import Talk, failing, inconclusive, warning
+from selfheal_neo4j.bolt import SPEAKS_HTTP, Failed, NotBolt, greet, query, reset
+
+Details = dict[str, str | int | float | bool | None]
+
+SCHEMES: Final = ("bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "neo4j+ssc")
+PORT: Final = 7687
+LIMIT: Final = 2**18
+"""Bytes of one light check."""
+
+PATIENCE: Final = 30_000
+"""Milliseconds after which the server itself ends our query, should we be gone."""
+
+NAMED: Final = 5
+"""Databases that a summary names."""
+
+WHY: Final = "SHOW DATABASES"
+"""What `system` is asked. Its columns are looked up by name: they differ between versions."""
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def _duration(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
+        raise ValueError(f"{attribute.name}: {value!r} is no number of seconds")
+
+
+_YES_OR_NO: Final = attrs.validators.instance_of(bool)
+
+
+@attrs.frozen(kw_only=True)
+class Address:
+    """What a URI says: where, and whether over TLS with a certificate that is verified."""
+
+    host: str
+    port: int
+    secure: bool
+    verify: bool
+
+
+def read_uri(text: str) -> Address:
+    """Read `bolt://host[:port]` or another of `SCHEMES`. Raises ValueError, without quoting what may be a password."""
+    parts = urlsplit(text)
+    if parts.scheme not in SCHEMES:
+        raise ValueError(f"it must begin with one of {', '.join(f'{scheme}://' for scheme in SCHEMES)}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("a user or password in it would be printed; use `user` and `password`")
+    if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("give a host and a port, and no path or query: bolt://127.0.0.1:7687")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError("its port is no number from 1 to 65535")
+    _, _, how = parts.scheme.partition("+")
+    return Address(host=parts.hostname, port=port or PORT, secure=bool(how), verify=how != "ssc")
+
+
+@attrs.frozen(kw_only=True)
+class Neo4jCheck:
+    """Whether Neo4j takes us and answers a query in a database; with `deep`, also how all its databases are."""
+
+    kind: ClassVar[str] = "neo4j"
+
+    #: `bolt://host:7687`; `bolt+s://` with TLS, `bolt+ssc://` with TLS that is not verified. `neo4j://…` is taken as
+    #: `bolt://…`: a check asks this server, and is not sent on to another.
+    uri: str = attrs.field()
+    #: The user to log in as.
+    user: str = attrs.field(default="neo4j", validator=attrs.validators.min_len(1))
+    #: Its password; without one nobody logs in (`dbms.security.auth_enabled=false`).
+    password: Secret | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(Secret))
+    )
+    #: The database that is asked.
+    database: str = attrs.field(default="neo4j", validator=attrs.validators.matches_re(r"[A-Za-z][A-Za-z0-9.-]{2,62}"))
+    #: Whether a deep check warns when the database may not be written.
+    writable: bool = attrs.field(default=True, validator=_YES_OR_NO)
+    #: A PEM file of the authorities to trust, instead of the system's.
+    authority: Path | None = attrs.field(default=None, converter=_path)
+    #: Seconds before its end from which a certificate warns; light checks only.
+    warn_before: float = attrs.field(default=14 * 86400.0, validator=_duration, metadata={"unit": "seconds"})
+    #: Whether to keep the connection: its end is then noticed within milliseconds.
+    keep: bool = attrs.field(default=True, validator=_YES_OR_NO)
+
+    @uri.validator
+    def _readable(self, attribute: attrs.Attribute[str], value: str) -> None:
+        try:
+            read_uri(value)
+        except ValueError as problem:
+            raise ValueError(f"uri: {problem}") from None
+
+    def target(self) -> Target:
+        """Return where to connect."""
+        end = read_uri(self.uri)
+        return Target(host=end.host, port=end.port, tls=self.tls(), limit=LIMIT, keep=self.keep)
+
+    def tls(self) -> Tls | None:
+        """Return how to be sure of the peer; None where the URI asks for no TLS."""
+        end = read_uri(self.uri)
+        if not end.secure:
+            return None
+        return Tls(verify=end.verify, authority=self.authority, warn_before=self.warn_before)
+
+    def credentials(self) -> dict[str, str]:
+        """Return what Bolt logs in with. Raises what reading the secret raises."""
+        if self.password is None:
+            return {"scheme": "none"}
+        return {"scheme": "basic", "principal": self.user, "credentials": self.password.reveal().strip("\r\n")}
+
+    def talk(self) -> Talk:
+        """Log in once for each connection, then ask once for each check."""
+        try:
+            auth = self.credentials()
+        except (OSError, ValueError, KeyError) as problem:
+            return inconclusive(f"the password cannot be read: {type(problem).__name__}", Cause.CONFIG)
+        details: Details = {}
+        try:
+            hello = yield from greet(auth)
+            details = {"server": str(hello.get("server", ""))[:60], "database": self.database}
+            while True:
+                result = yield from self._asked(details)
+                if result.verdict is not Verdict.PASSING or not self.keep:
+                    return result
+                yield result
+        except NotBolt as problem:
+            return failing(Cause.CONFIG if str(problem) == SPEAKS_HTTP else Cause.ERROR, f"not Bolt: {problem}")
+        except Failed as failure:
+            return attrs.evolve(refused(failure.code), details={**details, "code": failure.code})
+
+    def _asked(self, details: Details) -> Generator[bytes, bytes, CheckResult]:
+        """Ask the database, and where it is not to be had, `system` why."""
+        try:
+            _, rows = yield from query("RETURN 1", self.database, PATIENCE)
+        except Failed as failure:
+            if not failure.code.endswith(UNAVAILABLE):
+                raise
+            yield from reset()
+            fields, rows = yield from query(WHY, "system", PATIENCE)
+            result = judge_databases(fields, rows, self.database, writable=False)
+            if result.verdict is not Verdict.FAILING:  # between the two questions it has come
+                result = refused(failure.code)
+            return attrs.evolve(result, details={**details, **result.details, "code": failure.code})
+        if rows != [[1]]:
+            return attrs.evolve(failing(Cause.ERROR, "RETURN 1 is not answered with 1"), details=details)
+        return CheckResult(Verdict.PASSING, details=details)
+
+    async def check(self, context: CheckContext) -> CheckResult:
+        """Ask through the driver, on a new connection, and look at every database: the deep check."""
+        from selfheal_neo4j.deep import look  # noqa: PLC0415  # only a deep check needs the driver's names
+
+        try:  # a secret may stand in a file, and a disk may hang
+            auth = await context.blocking(self.credentials)
+        except (OSError, ValueError, KeyError) as problem:
+            return inconclusive(f"the password cannot be read: {type(problem).__name__}", Cause.CONFIG)
+        try:
+            trusted = await context.blocking(self._trust)
+        except OSError as problem:
+            return inconclusive(f"the authority cannot be used: {problem.strerror}", Cause.CONFIG)
+        return await look(self, context, auth, trusted)
+
+    def _trust(self) -> ssl.SSLContext | None:
+        tls = self.tls()
+        if tls is None:
+            return None
+        context = ssl.create_default_context(cafile=tls.authority)
+        if not tls.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+# -- what the answers mean --------------------------------------------------------------------------------------------
+
+UNAVAILABLE: Final = (".DatabaseUnavailable", ".DatabaseNotAvailable")
+
+CAUSES: Final = {
+    "ClientError.Security.Unauthorized": (Cause.AUTH, "it does not take our user and password"),
+    "ClientError.Security.AuthenticationRateLimit": (
+        Cause.AUTH,
+        "it takes no password from us for a while, after several wrong ones",
+    ),
+    "ClientError.Security.CredentialsExpired": (Cause.AUTH, "the password must be changed before it serves"),
+    "ClientError.Security.Forbidden": (Cause.AUTH, "our user may not do this"),
+    "ClientError.Security.TokenExpired": (Cause.AUTH, "our token has expired"),
+    "ClientError.Database.DatabaseNotFound": (Cause.CONFIG, "there is no such database"),
+    "TransientError.General.DatabaseUnavailable": (Cause.STARTING, "the database is not available yet"),
+    "TransientError.Database.DatabaseUnavailable": (Cause.STARTING, "the database is not available yet"),
+    "TransientError.General.MemoryPoolOutOfMemoryError": (Cause.OVERLOADED, "its memory for transactions is used up"),
+    "TransientError.General.OutOfMemoryError": (Cause.OVERLOADED, "its memory is used up"),
+    "TransientError.Transaction.MaximumTransactionLimitReached": (
+        Cause.OVERLOADED,
+        "it has as many transactions as it takes",
+    ),
+    "TransientError.Request.NoThreadsAvailable": (Cause.OVERLOADED, "it has no thread for another request"),
+    "ClientError.Transaction.TransactionTimedOut": (Cause.TIMEOUT, "it ended our query, which took too long"),
+}
+"""Neo4j's own words for an error, without the `Neo.` before them: why, and what to say of it."""
+
+
+def refused(code: str) -> CheckResult:
+    """Return what a refusal says. Of a code we do not know, the middle tells whose fault it is."""
+    word = code.removeprefix("Neo.")
+    if word in CAUSES:
+        cause, text = CAUSES[word]
+    elif word.startswith("ClientError.Security"):
+        cause, text = Cause.AUTH, "it refuses us"
+    elif word.startswith("ClientError"):
+        cause, text = Cause.CONFIG, "it does not take our question"
+    elif word.startswith("TransientError"):
+        cause, text = Cause.OVERLOADED, "it cannot answer now"
+    else:
+        cause, text = Cause.ERROR, "it fails at our question"
+    return failing(cause, f"{text} ({code})")
+
+
+COMING: Final = frozenset({"initial", "starting", "store copying", "unknown"})
+
+
+def judge_databases(
+    fields: Sequence[str], rows: Sequence[Sequence[Any]], database: str, *, writable: bool
+) -> CheckResult:
+    """Return what SHOW DATABASES says: of ours, then of the others. `writable` is whether ours must be."""
+    seen = [dict(zip(fields, row, strict=False)) for row in rows]
+    ours = [one for one in seen if one.get("name") == database or database in (one.get("aliases") or ())]
+    others = [one for one in seen if one not in ours]
+    details: Details = {"databases": len({str(one.get("name")) for one in seen})}
+    if not ours:
+        return attrs.evolve(failing(Cause.CONFIG, f"there is no database {database}"), details=details)
+    one = next((one for one in ours if one.get("currentStatus") != "online"), ours[0])
+    details |= {"status": _word(one, "currentStatus"), "access": _word(one, "access"), "role": _word(one, "role")}
+    details = {name: value for name, value in details.items() if value is not None}
+    return attrs.evolve(_judged(one, ours, others, writable), details=details)
+
+
+def _judged(
+    one: Mapping[str, Any], ours: list[dict[str, Any]], others: list[dict[str, Any]], writable: bool
+) -> CheckResult:
+    name, status = str(one.get("name"))[:60], _word(one, "currentStatus")
+    online = [other for other in ours if other.get("currentStatus") == "online"]
+    if not online:
+        if status in COMING:
+            return failing(Cause.STARTING, f"database {name} is {status}")
+        if one.get("requestedStatus") == "offline":
+            return failing(Cause.CONFIG, f"database {name} is {status}: a person stopped it")
+        said = str(one.get("statusMessage") or one.get("error") or "")[:200]
+        return failing(Cause.ERROR, f"database {name} is {status}{f': {said}' if said else ''}")
+    off = [f"{_where(other)} {_word(other, 'currentStatus')}" for other in ours if other not in online]
+    off += [
+        f"{_where(other)} {_word(other, 'currentStatus')}"
+        for other in others
+        if other.get("currentStatus") != other.get("requestedStatus")
+    ]
+    if off:
+        more = f" and {len(off) - NAMED} more" if len(off) > NAMED else ""
+        return warning(Cause.DEGRADED_CLUSTER, f"not as they should be: {', '.join(off[:NAMED])}{more}")
+    if writable and not any(_may_be_written(other) for other in online):
+        return warning(Cause.READ_ONLY, f"database {name} may not be written: {_word(one, 'access') or 'no writer'}")
+    return CheckResult(Verdict.PASSING)
+
+
+def _may_be_written(one: Mapping[str, Any]) -> bool:
+    return one.get("access", "read-write") == "read-write" and one.get("writer", True) is True
+
+
+def _word(one: Mapping[str, Any], field: str) -> str | None:
+    value = one.get(field)
+    return None if value is None else str(value)[:60]
+
+
+def _where(one: Mapping[str, Any]) -> str:
+    return f"{_word(one, 'name')} on {_word(one, 'address')}"
