@@ -166,6 +166,7 @@ def _evidence(facts: Facts, evidence: Evidence) -> dict[str, Any]:
         "last_verdict": evidence.last_verdict.value if evidence.last_verdict is not None else None,
         "cause": evidence.cause.value if evidence.cause is not None else None,
         "summary": evidence.summary,
+        "details": dict(evidence.details),
         "latency_seconds": evidence.latency,
         "suspicion": evidence.score,
         "instance": _instance(facts, evidence.instance),

@@ -67,6 +67,15 @@ def instance(number: int = 1, run: Run = Run.RUNNING, **changes: Any) -> Instanc
 # -- counting -------------------------------------------------------------------------------------------------------
 
 
+def test_the_details_are_those_of_the_last_result_whatever_it_was() -> None:
+    one = Watched()
+    for verdict in Verdict:
+        one.judge(CheckResult(verdict, details={"role": verdict.value}))
+        assert one.evidence.details == {"role": verdict.value}
+    one.judge(PASSING)
+    assert one.evidence.details == {}
+
+
 def test_a_failure_is_counted_with_what_it_said_and_when_it_began() -> None:
     one = Watched()
     assert one.judge(BAD, BAD) is Verdict.FAILING

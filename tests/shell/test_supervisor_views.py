@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from selfheal import Supervisor, requests
+from selfheal import Cause, CheckResult, Supervisor, Verdict, requests
 from selfheal.errors import RequestRefused
 from selfheal.testing.doubles import ScriptedWorkload
 
@@ -235,3 +235,12 @@ async def test_explain_names_what_holds_and_asking_changes_nothing(tmp_path: Pat
             explained = await supervisor.ask("explain", service="api")
         assert running.engine.snapshot() == before
         assert "paused" in json.dumps(explained)
+
+
+async def test_what_a_check_found_worth_seeing_is_seen() -> None:
+    found = CheckResult(
+        Verdict.WARNING, cause=Cause.FULL, summary="91 %", details={"used_percent": 91, "role": "primary"}
+    )
+    async with Supervisor([quick("db", check=lambda: found)], journal=None) as supervisor:
+        answer = await until_state(supervisor, "db", "degraded")
+        assert answer["evidence"]["details"] == {"used_percent": 91, "role": "primary"}

@@ -37,7 +37,7 @@ def judge(
     """
     e, verdict = evidence, result.verdict
     e.checks += 1
-    e.last_at = ended
+    e.last_at, e.details = ended, result.details
     if instance is not None:
         _meet(policy, e, instance)
     elif result.instance is not None and not policy.has_workload:

@@ -476,6 +476,7 @@ class Evidence:
     last_at: float | None = None
     cause: Cause | None = None
     summary: str = ""
+    details: Mapping[str, Scalar] = PASSING.details
     latency: float | None = None
     instance: Instance | None = None
     ended: bool = False
