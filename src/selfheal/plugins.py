@@ -182,7 +182,10 @@ class Proving(Protocol):
     """A check, workload or action that can prove beforehand, without acting, that it may do what it is for."""
 
     async def doctor(self, context: Context) -> Sequence[Problem]:
-        """Return what would stand in the way, each with its exact remedy; an action is given an `ActionContext`."""
+        """Return what would stand in the way, each with its exact remedy.
+
+        A check is given a `CheckContext`, a workload and an action an `ActionContext`.
+        """
 
 
 @runtime_checkable

@@ -16,17 +16,19 @@ from tests.stack.postgres import ADMIN, ADMIN_PASSWORD, WATCHER, WATCHER_PASSWOR
 from tests.stack.postgres_workload import Postmaster
 
 from selfheal.builtin.wire_checks import TcpCheck
-from selfheal.core.model import Cause, Effect, Instance, Run, Settled, Verdict
-from selfheal.errors import ActionFailed
+from selfheal.core.model import Cause, Effect, Instance, Limits, Run, Settled, Verdict
+from selfheal.errors import ActionFailed, Problem
 from selfheal.plugins import ActionContext, Context
 from selfheal.secret import Secret
+from selfheal.service import Service
 from selfheal.shell.contexts import Act
+from selfheal.shell.once import examine
 from selfheal.shell.plugin_thread import Ending, Outcome
+from selfheal.shell.roster import Roster
 from selfheal.testing import servers
 from selfheal.testing.stage import SERVICE, Stage
 from selfheal_postgres.check import PostgresCheck
 from selfheal_postgres.failover import Failover
-from selfheal_postgres.findings import Finding
 from selfheal_postgres.reconnect import Reconnect
 
 pytestmark = [pytest.mark.server, pytest.mark.real_time]
@@ -87,13 +89,13 @@ def refused(outcome: Outcome) -> str:
     return text
 
 
-def findings(outcome: Outcome) -> dict[str, str]:
-    """Return the remedies of what is missing, by what it is."""
+def lacking(outcome: Outcome) -> dict[str, str]:
+    """Return the remedies of what is lacking, by what is said of it."""
     value = done(outcome)
     assert isinstance(value, Sequence)
     for one in value:
-        assert isinstance(one, Finding)
-    return {one.what: one.remedy for one in value if not one.granted}
+        assert isinstance(one, Problem)
+    return {one.message: one.hint for one in value}
 
 
 def watching(server: Server, **options: Any) -> PostgresCheck:
@@ -195,13 +197,13 @@ def test_without_the_right_to_end_sessions_it_refuses_with_the_grant(primary: Se
     ends = Reconnect(end_idle_transactions=1.0)
     said = refused(called(ends.run, watching(primary)))
     assert "GRANT pg_read_all_stats, pg_signal_backend TO watcher;" in said
-    missing = findings(called(ends.permissions, watching(primary)))
+    missing = lacking(called(ends.doctor, watching(primary)))
     assert set(missing.values()) == {"GRANT pg_read_all_stats TO watcher;", "GRANT pg_signal_backend TO watcher;"}
     for remedy in missing.values():
         primary.ask(remedy)
-    assert findings(called(ends.permissions, watching(primary))) == {}
+    assert lacking(called(ends.doctor, watching(primary))) == {}
     done(called(ends.run, watching(primary)))
-    assert findings(called(Reconnect().permissions, watching(primary))) == {}
+    assert lacking(called(Reconnect().doctor, watching(primary))) == {}
 
 
 def test_ending_sessions_disturbs_more_than_logging_in() -> None:
@@ -289,15 +291,16 @@ def test_a_role_that_may_not_promote_is_told_the_grant_and_nothing_is_stopped(pr
     grant = f"GRANT EXECUTE ON FUNCTION pg_promote(boolean, integer) TO {WATCHER};"
     assert grant in said
     assert primary.alive
-    missing = findings(called(action.permissions, watching(primary), workload=workload))
-    assert [*missing] == ["may promote it"]
-    primary.ask(missing["may promote it"].partition(" --")[0])
+    missing = lacking(called(action.doctor, watching(primary), workload=workload))
+    ((said, remedy),) = missing.items()
+    assert "may not promote" in said
+    primary.ask(remedy.partition(" --")[0])
     until(
-        lambda: findings(called(action.permissions, watching(primary), workload=workload)) == {},
+        lambda: lacking(called(action.doctor, watching(primary), workload=workload)) == {},
         "the grant has reached the standby",
     )
-    unfenced = findings(called(named(standby).permissions, watching(primary), workload=workload))
-    assert "no fence" in unfenced["the old primary can be fenced"]
+    unfenced = lacking(called(named(standby).doctor, watching(primary), workload=workload))
+    assert "no fence" in unfenced["failover: the old primary cannot be fenced"]
 
 
 def test_a_standby_that_is_down_silent_or_the_service_itself_is_refused_and_nothing_is_stopped(
@@ -369,9 +372,19 @@ def test_nonsense_is_refused_when_it_is_written() -> None:
 
 def test_what_a_deep_check_may_not_see_is_told_with_the_grant(primary: Server) -> None:
     check = watching(primary)
-    missing = findings(called(check.permissions, check))  # type: ignore[arg-type]  # an action's context has what it needs
-    assert list(missing.values()) == ["GRANT pg_read_all_stats TO watcher;"]
+    assert proved(check, deep=False) == {}, "the light check needs nothing"
+    missing = proved(check, deep=True)
+    assert list(missing.values()) == [f"GRANT pg_read_all_stats TO {WATCHER};"]
     primary.ask(*missing.values())
-    assert findings(called(check.permissions, check)) == {}  # type: ignore[arg-type]  # as above
+    assert proved(check, deep=True) == {}
     admin = PostgresCheck(url=primary.url(user=ADMIN, password=ADMIN_PASSWORD))
-    assert "superuser" in str(findings(called(admin.permissions, admin)))  # type: ignore[arg-type]  # as above
+    assert "superuser" in str(proved(admin, deep=False))
+
+
+def proved(check: PostgresCheck, *, deep: bool) -> dict[str, str]:
+    """Return what the doctor of a check says, as `selfheal doctor` asks it."""
+    database = Service("database", check=check, deep=deep)
+    roster = Roster.of((database,), (), limits=Limits(), name="x", seed=0, key=b"", callbacks={}, actions={})
+    found = anyio.run(examine, roster, ("database",))["database"]
+    assert all(one.path == "services.database.check.user" for one in found), found
+    return {one.message: one.hint for one in found}

@@ -17,7 +17,7 @@ import attrs
 from selfheal.core.messages import CheckFinished, Event, RunCheck
 from selfheal.core.model import CANARY_PREFIX, CheckResult, Limits, Purpose
 from selfheal.errors import Problem
-from selfheal.plugins import Proving
+from selfheal.plugins import Context, Proving
 from selfheal.service import Check, Service
 from selfheal.shell.callables import Callables
 from selfheal.shell.checks import Checks
@@ -150,33 +150,31 @@ async def _examined(once: Look, entry: Entry, timeout: float, found: dict[str, t
         Problem(path=where, message=why, hint="make it readable for the user selfheal runs as")
         for why in await anyio.to_thread.run_sync(entry.scrubber.unreadable)
     ]
-    said = [await _proved(once, entry, plugin, act, timeout) for plugin, act in _who(entry)]
+    said = [await _proved(once, entry, plugin, context, timeout) for plugin, context in _who(once, entry, timeout)]
     for one in dict.fromkeys(problem for some in said for problem in some):
         text = entry.scrubber.text
         problems.append(Problem(path=f"{where}.{text(one.path)}", message=text(one.message), hint=text(one.hint)))
     found[entry.name] = tuple(problems)
 
 
-def _who(entry: Entry) -> Iterable[tuple[object, Act]]:
-    """Yield what can prove something, and what an action of it would be told."""
-    plain = Act(key=f"doctor/{entry.name}", check=entry.check, workload=entry.workload)
-    yield entry.check, plain
-    yield entry.workload, plain
+def _who(once: Look, entry: Entry, timeout: float) -> Iterable[tuple[object, Callable[[], Context]]]:
+    """Yield what can prove something, each with the context it would be given for its work."""
+    contexts, check, workload = once.contexts, entry.check, entry.workload
+    plain = Act(key=f"doctor/{entry.name}", check=check, workload=workload)
+    yield check, partial(contexts.for_check, entry.name, check, timeout, deep=entry.deep, workload=workload)
+    yield workload, partial(contexts.for_action, entry.name, workload, timeout, plain)
     for resolved in entry.steps:
-        if resolved.target is not entry.workload:
-            yield resolved.target, attrs.evolve(plain, arguments=dict(resolved.step.arguments))
+        if resolved.target is not workload:
+            act = attrs.evolve(plain, arguments=dict(resolved.step.arguments))
+            yield resolved.target, partial(contexts.for_action, entry.name, resolved.target, timeout, act)
 
 
-async def _proved(once: Look, entry: Entry, plugin: object, act: Act, timeout: float) -> Sequence[Problem]:
+async def _proved(
+    once: Look, entry: Entry, plugin: object, context: Callable[[], Context], timeout: float
+) -> Sequence[Problem]:
     if not isinstance(plugin, Proving):
         return ()
-    contexts = once.contexts
-    outcome = await once.loops.run(
-        entry.name,
-        lambda: plugin.doctor(contexts.for_action(entry.name, plugin, timeout, act)),
-        timeout=timeout,
-        kind="other",
-    )
+    outcome = await once.loops.run(entry.name, lambda: plugin.doctor(context()), timeout=timeout, kind="other")
     if outcome.ending is Ending.VALUE and isinstance(outcome.value, Sequence):
         return [problem for problem in outcome.value if isinstance(problem, Problem)]
     kind = getattr(type(plugin), "kind", type(plugin).__name__)

@@ -16,6 +16,7 @@ import attrs
 
 from selfheal import Cause, CheckResult, Verdict
 from selfheal.builtin.options import seconds, share, whole
+from selfheal.errors import Problem
 from selfheal.plugins import CheckContext
 from selfheal.secret import Secret
 from selfheal.wire import Talk, Target, failing, inconclusive, read_exactly, secure
@@ -32,7 +33,6 @@ from selfheal_postgres.address import (
 )
 from selfheal_postgres.causes import from_server
 from selfheal_postgres.facts import QUESTION, SPILL, Facts, judge
-from selfheal_postgres.findings import Finding
 from selfheal_postgres.protocol import (
     SSL_REQUEST,
     Keys,
@@ -280,8 +280,8 @@ class PostgresCheck:
 
         return await look(self, context)
 
-    async def permissions(self, context: CheckContext) -> tuple[Finding, ...]:
-        """Return what the role may and may not do of what is configured, without doing it. Raises `OSError`."""
+    async def doctor(self, context: CheckContext) -> list[Problem]:
+        """Return what the role may not do of what is configured, without doing it. Raises `OSError`."""
         from selfheal_postgres.deep import may_look  # noqa: PLC0415  # as above
 
         return await may_look(self, context)

@@ -12,14 +12,14 @@ from typing import Any, Final
 import psycopg
 
 from selfheal import Cause, CheckResult, Verdict
-from selfheal.plugins import Context
+from selfheal.errors import Problem
+from selfheal.plugins import CheckContext, Context
 from selfheal.wire import PeerClosed, failing, inconclusive
 from selfheal_postgres.address import Address
 from selfheal_postgres.check import UNUSABLE, PostgresCheck, unusable
 from selfheal_postgres.converse import converse
 from selfheal_postgres.driver import Session, broken, line, session, without_asking
 from selfheal_postgres.facts import QUESTION, SPILL, Facts, judge
-from selfheal_postgres.findings import Finding
 
 MORE: Final = """
 SELECT json_build_object(
@@ -87,8 +87,8 @@ async def _ask(check: PostgresCheck, asked: Session) -> CheckResult:
     return judge(facts, check, disk, more={key: value for key, value in more.items() if value is not None})
 
 
-async def may_look(check: PostgresCheck, context: Context) -> tuple[Finding, ...]:
-    """Return what the role of a check may and may not do. Raises `ConnectionError` where it cannot even log in."""
+async def may_look(check: PostgresCheck, context: CheckContext) -> list[Problem]:
+    """Return what the role of a check may not do. Raises `ConnectionError` where it cannot even log in."""
     address = await context.blocking(check.address)
     try:
         async with session(address, context) as asked:
@@ -100,22 +100,24 @@ async def may_look(check: PostgresCheck, context: Context) -> tuple[Finding, ...
     except psycopg.Error as problem:
         raise ConnectionError(f"{address.place}: {' '.join(str(problem).split())[:300]}") from None
     role, superuser, sees, commits = row or ("", False, False, False)
-    return (
-        Finding(
-            what="is no superuser, who is let in where nobody else is and so would not see that all slots are taken",
-            granted=not superuser,
-            remedy="CREATE ROLE selfheal LOGIN PASSWORD '…'; -- and name it in `user`" if superuser else "",
+    emit = "pg_logical_emit_message(boolean, text, text)"
+    lacks = [
+        (
+            superuser,
+            "is a superuser, who is let in where nobody else is, and so does not see that all slots are taken",
+            "CREATE ROLE selfheal LOGIN PASSWORD '…'; -- and name it in `user`",
         ),
-        Finding(
-            what="sees the sessions of other roles (only for details of the deep check)",
-            granted=sees,
-            remedy="" if sees else f"GRANT pg_read_all_stats TO {role};",
+        (
+            context.deep and not sees,
+            "does not see the sessions of other roles, so the deep check tells less of them",
+            f"GRANT pg_read_all_stats TO {role};",
         ),
-        Finding(
-            what="commits a message of its own (deep check)",
-            granted=commits,
-            remedy=""
-            if commits
-            else f"GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO {role};",
+        (
+            context.deep and not commits,
+            "may not commit a message of its own, which the deep check does",
+            f"GRANT EXECUTE ON FUNCTION {emit} TO {role};",
         ),
-    )
+    ]
+    return [
+        Problem(path="check.user", message=f"{role} {what}", hint=remedy) for lacking, what, remedy in lacks if lacking
+    ]

@@ -14,7 +14,7 @@ import attrs
 
 from selfheal import Effect, Run, Settled
 from selfheal.builtin.options import seconds
-from selfheal.errors import ActionFailed
+from selfheal.errors import ActionFailed, Problem
 from selfheal.plugins import ActionContext, Starting
 from selfheal.secret import Secret
 from selfheal.wire import PeerClosed
@@ -22,7 +22,6 @@ from selfheal_postgres.acting import address_for, check_of, session_for
 from selfheal_postgres.address import Address, read_place
 from selfheal_postgres.check import masked
 from selfheal_postgres.converse import converse
-from selfheal_postgres.findings import Finding
 
 if TYPE_CHECKING:
     from selfheal_postgres.driver import Session
@@ -95,18 +94,23 @@ class Failover:
         except ActionFailed:
             return None
 
-    async def permissions(self, context: ActionContext) -> tuple[Finding, ...]:
-        """Return what is there and what is missing for a failover, without doing it. Raises `ActionFailed`."""
+    async def doctor(self, context: ActionContext) -> list[Problem]:
+        """Return what is missing for a failover, without doing it. Raises `ActionFailed`."""
         _, other = await self._addresses(context)
         async with session_for(context, other) as asked:
             recovery, role, may, _ = await asked.row(FIT) or (False, "", False, None)
-        missing = self._no_fence(context)
+        fence = self._no_fence(context)
         grant = f"GRANT EXECUTE ON FUNCTION pg_promote(boolean, integer) TO {role}; -- on the primary: it replicates"
-        return (
-            Finding(what=f"{other.place} is a standby", granted=bool(recovery)),
-            Finding(what="may promote it", granted=bool(may), remedy="" if may else grant),
-            Finding(what="the old primary can be fenced", granted=not missing, remedy=missing),
-        )
+        lacks = [
+            (not recovery, f"{other.place} is no standby", "name one in `standby`"),
+            (not may, f"{role} may not promote {other.place}", grant),
+            (bool(fence), "the old primary cannot be fenced", fence),
+        ]
+        return [
+            Problem(path="recovery_actions", message=f"failover: {what}", hint=remedy)
+            for lacking, what, remedy in lacks
+            if lacking
+        ]
 
     async def _addresses(self, context: ActionContext) -> tuple[Address, Address]:
         """Return where the old primary and the standby are."""

@@ -9,10 +9,9 @@ import attrs
 
 from selfheal import Effect, Settled
 from selfheal.builtin.options import seconds, whole
-from selfheal.errors import ActionFailed
+from selfheal.errors import ActionFailed, Problem
 from selfheal.plugins import ActionContext
 from selfheal_postgres.acting import check_of, session_for
-from selfheal_postgres.findings import Finding
 
 if TYPE_CHECKING:
     from selfheal_postgres.driver import Session
@@ -94,16 +93,18 @@ class Reconnect:
         """Return None: a log-in leaves no trace, and whose session was ended by whom is not kept by the server."""
         return None
 
-    async def permissions(self, context: ActionContext) -> tuple[Finding, ...]:
-        """Return what the role may and may not do of what is configured, without doing it. Raises `ActionFailed`."""
+    async def doctor(self, context: ActionContext) -> list[Problem]:
+        """Return what the role may not do of what is configured, without doing it. Raises `ActionFailed`."""
         async with session_for(context) as asked:
             role, sees, signals = await asked.row(MAY) or ("", False, False)
         if self.end_idle_transactions is None:
-            return ()
-        return tuple(
-            Finding(what=what, granted=has, remedy="" if has else f"GRANT {name} TO {role};")
-            for name, has, what in (
-                ("pg_read_all_stats", sees, "sees whether the sessions of other roles are idle"),
-                ("pg_signal_backend", signals, "may end sessions of other roles"),
-            )
-        )
+            return []
+        lacks = [
+            (not sees, "does not see whether the sessions of other roles are idle", "pg_read_all_stats"),
+            (not signals, "may not end sessions of other roles", "pg_signal_backend"),
+        ]
+        return [
+            Problem(path="recovery_actions", message=f"reconnect: {role} {what}", hint=f"GRANT {name} TO {role};")
+            for lacking, what, name in lacks
+            if lacking
+        ]
