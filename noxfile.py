@@ -29,8 +29,8 @@ nox.options.reuse_existing_virtualenvs = True
 
 
 def group(session: nox.Session, name: str, *more: str) -> None:
-    """Install the project and one dependency group, resolved by nox so that an old pip will do."""
-    session.install("-e", ".", *nox.project.dependency_groups(PROJECT, name), *more)
+    """Install the project, its plugins and one dependency group, resolved by nox so that an old pip will do."""
+    session.install("-e", ".", "-r", "plugins/all.txt", *nox.project.dependency_groups(PROJECT, name), *more)
 
 
 @nox.session(python=OLDEST)
@@ -135,8 +135,8 @@ def plugins(session: nox.Session) -> None:
     chosen = [folder for folder in folders if not session.posargs or folder.name in session.posargs]
     if not chosen:
         session.skip("there is no plugin distribution here")
+    group(session, "tests")
     for folder in chosen:
-        group(session, "tests", "-r", "plugins/all.txt")
         session.run("python", "-m", "pytest", str(folder / "tests"))
 
 

@@ -145,6 +145,8 @@ def test_every_plugin_is_installed_typed_and_offered_with_the_house() -> None:
     assert sorted(installed) == names, "plugins/all.txt"
     typed = PROJECT["tool"]["mypy"]["mypy_path"].split(":")
     assert sorted(typed) == sorted(["src", *(f"plugins/{name}/src" for name in names)]), "mypy_path"
+    members = PROJECT["tool"]["uv"]["sources"]
+    assert sorted(members) == sorted(["selfheal-core", *(f"selfheal-{name}" for name in names)]), "tool.uv.sources"
     extras = PROJECT["project"]["optional-dependencies"]
     assert {name: extras.get(name) for name in names} == {name: [f"selfheal-{name}"] for name in names}
 

@@ -71,7 +71,7 @@ async def _live(configuration: Configuration, load: Any) -> None:
                     doors.start_soon(_serve, name, frontend, supervisor)
                 doors.start_soon(_keep_watchdog, supervisor)
                 notify("READY=1")
-                log.info("watching %d services; state in %s", len(configuration.services), configuration.state_dir)
+                log.info("watching a fleet of %d; state in %s", len(configuration.services), configuration.state_dir)
                 await over.wait()
                 notify("STOPPING=1")
                 log.info("stopping")

@@ -20,7 +20,7 @@ import pytest
 from tests.cli.conftest import PATIENCE, House, invoked, wait_for
 
 from selfheal.cli import COMMANDS, main, screen
-from selfheal.cli.words import ago, clean, clock, sentence, span
+from selfheal.cli.words import ago, clean, clock, counted, sentence, span
 from selfheal.core.model import PASSING, CheckResult, Verdict
 from selfheal.errors import JournalError
 from selfheal.requests import TABLE
@@ -412,6 +412,11 @@ def test_without_rich_a_terminal_gets_the_plain_table(monkeypatch: pytest.Monkey
 )
 def test_seconds_in_words(seconds: float | None, text: str) -> None:
     assert span(seconds) == text
+
+
+def test_one_thing_is_not_said_as_many() -> None:
+    said = [counted(0, "service"), counted(1, "canary"), counted(2, "canary")]
+    assert said == ["0 services", "1 canary", "2 canaries"]
 
 
 def test_times_in_words() -> None:

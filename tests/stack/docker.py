@@ -31,7 +31,7 @@ from typing import Any
 
 import pytest
 from tests.servers import program_of, until
-from tests.stack import built
+from tests.stack.built import built
 from tests.stack.child import freeze
 
 APPLETS = ("sh", "sleep", "cat", "echo", "true", "false", "kill", "test", "touch", "rm", "ls", "tail", "dd", "httpd")
@@ -226,14 +226,10 @@ class DockerEngine:
 
     def with_compose(self) -> DockerEngine:
         """Give the command `docker` its plugin `compose`, building that once where Go is; else the test is skipped."""
-        built.SOURCES.setdefault(
-            "compose",
-            built.Source(version="v2.32.4", tools=("go",), build=built._go("github.com/docker/compose/v2/cmd")),
-        )
         plugin = self.folder / "config" / "cli-plugins" / "docker-compose"
         if not plugin.exists():
             plugin.parent.mkdir(parents=True, exist_ok=True)
-            plugin.symlink_to(built.built("compose") / "cmd")
+            plugin.symlink_to(built("compose") / "cmd")
         return self
 
 

@@ -11,7 +11,7 @@ import attrs
 import click
 
 from selfheal.cli import complain, screen
-from selfheal.cli.words import span
+from selfheal.cli.words import counted, span
 from selfheal.core.graph import no_service
 from selfheal.core.messages import CheckFinished
 from selfheal.core.model import CANARY_PREFIX, Verdict
@@ -125,7 +125,8 @@ def doctor(state_dir: Path | None, file: Path, services: tuple[str, ...], as_jso
         for problem in problems:
             complain(str(problem))
         if not problems:
-            screen.line(f"{file}: nothing stands in the way of {len(found)} services, as far as it can be proven")
+            them = counted(len(found), "service")
+            screen.line(f"{file}: nothing stands in the way of {them}, as far as it can be proven")
     if problems:
         click.get_current_context().exit(1)
 
@@ -184,12 +185,9 @@ def config_check(file: Path, as_json: bool) -> None:
             complain(str(problem))
         if not report.problems and report.configuration is not None:
             c = report.configuration
-            also = [
-                f"{len(things)} {word}"
-                for things, word in ((c.canaries, "canaries"), (c.notifiers, "notifiers"), (c.frontends, "frontends"))
-                if things
-            ]
-            screen.line(f"{file}: {', '.join([f'{len(c.services)} services', *also])}; nothing is wrong")
+            parts = ((c.canaries, "canary"), (c.notifiers, "notifier"), (c.frontends, "frontend"))
+            also = [counted(len(things), thing) for things, thing in parts if things]
+            screen.line(f"{file}: {', '.join([counted(len(c.services), 'service'), *also])}; nothing is wrong")
     if report.problems:
         click.get_current_context().exit(2)
 

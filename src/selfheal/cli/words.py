@@ -18,6 +18,13 @@ def clean(text: object) -> str:
     return plain if plain.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in plain)
 
 
+def counted(number: int, thing: str) -> str:
+    """Return a number of things as one says it: `1 service`, `2 canaries`."""
+    if number != 1:
+        thing = f"{thing[:-1]}ies" if thing.endswith("y") else f"{thing}s"
+    return f"{number} {thing}"
+
+
 def span(seconds: float | None) -> str:
     """Return a number of seconds in at most two units: `1d 4h`, `3m 20s`, `12s`, `40ms`."""
     if seconds is None:
@@ -112,7 +119,7 @@ _WORDS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
         f"incident {record['incident']} closed after {span(record['duration_seconds'])}{_because(record)}"
     ),
     "hold_changed": lambda record: f"hold {record['hold']} {'on' if record['on'] else 'off'}{_because(record)}",
-    "fleet_set": lambda record: f"the fleet has {len(record['services'])} services",
+    "fleet_set": lambda record: f"the fleet has {counted(len(record['services']), 'service')}",
 }
 
 
