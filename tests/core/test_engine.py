@@ -24,6 +24,7 @@ from selfheal.core.model import (
     PASSING,
     Budget,
     Cause,
+    CheckResult,
     Dependency,
     Fleet,
     Policy,
@@ -137,6 +138,24 @@ def test_s9_a_warning_degrades_and_nothing_is_done() -> None:
     assert hand.alerts == {"db warning"}
     hand.check("db", PASSING)
     assert (hand.state(), hand.alerts) == (State.HEALTHY, set())
+
+
+def test_why_it_is_warned_of_is_known_as_long_as_it_is() -> None:
+    hand = Hand(service())
+    hand.check("db", WARNING)
+    assert hand.condition().cause is Cause.FULL
+    hand.check("db", CheckResult(Verdict.WARNING, cause=Cause.READ_ONLY, summary="it takes no writes"))
+    assert (hand.condition().cause, hand.condition().detail) == (Cause.READ_ONLY, "it takes no writes")
+    hand.well("db")
+    assert hand.condition().cause is None
+    hand.fail()
+    hand.check("db", WARNING)
+    hand.check("db", WARNING)
+    now = hand.condition()
+    assert (now.state, now.reason, now.cause, now.detail) == (State.DEGRADED, "warning", Cause.FULL, "disk at 91 %")
+    before = len(hand.records)
+    hand.check("db", WARNING)
+    assert len(hand.records) == before
 
 
 def test_an_unsteady_service_stays_what_it_is_at_each_failure_until_believed_down() -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.core.bench import FAILING, UNRUN, WARNING, Hand, running, service
 
 from selfheal.core.messages import JournalChanged, WokeLate
-from selfheal.core.model import PASSING, CheckResult, Dependency, Purpose, Run, State, Verdict
+from selfheal.core.model import PASSING, Cause, CheckResult, Dependency, Purpose, Run, State, Verdict
 from selfheal.core.records import HoldChanged
 
 ADMIN = frozenset({"admin"})
@@ -259,6 +259,32 @@ def test_lateness_that_lasts_is_peoples_business_and_is_over_when_we_are_on_time
     assert "doubt" in hand.ledger.holds
     hand.wait(2.0)
     assert holds(hand)[-1] == ("doubt", False, "on time again")
+
+
+def test_a_long_sleep_right_after_a_late_wake_is_not_chronic_and_a_second_one_is() -> None:
+    hand = Hand(service())
+    hand.well("db")
+    late(hand, 1.0, 0.5)
+    late(hand, 3605.0, 3600.0)
+    assert not hand.ledger.holds
+    late(hand, 3605.0, 3600.0)
+    assert "doubt" in hand.ledger.holds
+
+
+def test_a_sleep_is_not_taken_from_the_time_a_server_has_to_start() -> None:
+    starting = CheckResult(Verdict.FAILING, cause=Cause.STARTING)
+    hand = Hand(service(starting_limit=300.0))
+    hand.well("db")
+    hand.check("db", starting)
+    since = hand.evidence().starting_since
+    late(hand, 3600.0, 3599.0)
+    assert hand.evidence().starting_since == since + 3599.0
+    hand.check("db", starting)  # begun before
+    hand.check("db", starting)
+    assert (hand.evidence().failures, *hand.engine.lookout.excused) == (0, "db")
+    hand.well("db")
+    late(hand, 10.0, 5.0)
+    assert not hand.engine.lookout.excused
 
 
 def test_one_long_sleep_is_no_chronic_lateness_and_no_failing_span() -> None:

@@ -269,7 +269,7 @@ def test_the_clock_of_an_attempt_stands_while_it_is_held() -> None:
 
 def test_health_clears_everything_but_what_a_relapse_needs() -> None:
     ill = attrs.evolve(machine.begins(DOWN, 100.0, 0), acted_for=3.0, not_before=9.0, confirmed=(90.0,))
-    after = machine.well(policy(), ill, 150.0, State.HEALTHY, "")
+    after = machine.well(policy(), ill, 150.0, State.HEALTHY)
     assert (after.incident, after.correlation, after.cause, after.in_attempt, after.acting_since) == (
         None,
         "",
@@ -279,7 +279,9 @@ def test_health_clears_everything_but_what_a_relapse_needs() -> None:
     )
     assert (after.attempt, after.level, after.confirmed) == (1, 1, (90.0,))
     assert (after.last_incident, after.probation_until, after.well_since) == (1, 450.0, 150.0)
-    again = machine.well(policy(), attrs.evolve(ill, incident=None, last_incident=7), 150.0, State.DEGRADED, "warning")
+    again = machine.well(
+        policy(), attrs.evolve(ill, incident=None, last_incident=7), 150.0, State.DEGRADED, reason="warning"
+    )
     assert (again.last_incident, again.reason) == (7, "warning")
 
 

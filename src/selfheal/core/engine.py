@@ -299,6 +299,8 @@ class Engine:
     ) -> None:
         name = watch.name
         if verdict is Verdict.INCONCLUSIVE:
+            if excused:
+                self.lookout.excused[name] = None
             if excused and not watch.evidence.failures and name in self.lookout.storm:
                 self.lookout.unsuspect(name)
             if not (excused and self._loops(watch, condition)):
@@ -425,12 +427,14 @@ class Engine:
         if reason == "unsteady" and condition.reason != reason and incidents.explained(self.desk.ledger, policy):
             reason = ""
         state = State.DEGRADED if reason else State.HEALTHY
-        if condition.state is state and condition.reason == reason:
+        cause = e.cause if reason == "warning" else None
+        told = condition.cause is cause or condition.incident is not None
+        if condition.state is state and condition.reason == reason and told:
             return
         detail = e.summary if reason == "warning" else ""
         if reason == "slow":
             detail = f"{e.latency:.3g} s; the objective is {policy.latency_objective:g} s"
-        changes: dict[str, Any] = {"correlation": "", "cause": None} if condition.incident is None else {}
+        changes: dict[str, Any] = {"correlation": "", "cause": cause} if condition.incident is None else {}
         if condition.well_since == inf:
             changes["well_since"] = self.desk.now
         after = machine.moved(condition, self.desk.now, state=state, **{"reason": reason, "detail": detail, **changes})

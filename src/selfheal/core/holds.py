@@ -190,9 +190,12 @@ class DoubtWatch:
         """We woke `late` seconds late at `at`. Returns whether we have been late for long, on end.
 
         Two late wakes belong together when less than a quarter of `late_alert_after` lies between them. One long
-        sleep (a suspended machine) is one lateness, however long: it is over when it is noticed.
+        sleep (a suspended machine) is one lateness, however long: it is over when it is noticed, and next to another
+        it counts as half of `late_alert_after` at most, so that it takes a second one to be chronic.
         """
         if at - late - self.last > limits.late_alert_after / 4:
             self.since = at
+        else:
+            self.since += max(0.0, late - limits.late_alert_after / 2)
         self.before = self.last = at
         return at - self.since >= limits.late_alert_after

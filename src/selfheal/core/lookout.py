@@ -37,6 +37,8 @@ class Lookout:
         self.canaries = CanaryWatch()
         self.doubt = DoubtWatch()
         self.storm_at = inf
+        self.excused: dict[str, None] = {}
+        """Services that failed and were excused, because they are starting: in order of the first time."""
 
     def forget(self) -> None:
         """A new run begins: its own lateness and store are looked at afresh.
@@ -45,6 +47,7 @@ class Lookout:
         """
         self.doubt.reset()
         self.storm.reset(0)
+        self.excused.clear()
         self.storm_at = self.desk.now
         for name in ("doubt", "journal"):
             self.desk.hold(name, False, "selfheal was started")
@@ -111,7 +114,8 @@ class Lookout:
     def woke_late(self, event: WokeLate) -> None:
         limits = self.desk.ledger.fleet.limits
         self.desk.say(Doubted(at=self.desk.now, late=event.late))
-        for name in self.storm:
+        self.excused = {name: None for name in self.excused if self.desk.evidence_of(name).down_since < inf}
+        for name in dict.fromkeys((*self.storm, *self.excused)):
             slept_through(self.desk.evidence_of(name), self.desk.now, event.late)
         if self.doubt.late(limits, self.desk.now, event.late):
             self.desk.hold("doubt", True, f"the loop has been waking late for {self.desk.now - self.doubt.since:.0f} s")

@@ -292,16 +292,15 @@ def clock_stopped(condition: Condition, now: float) -> dict[str, Any]:
     return {"acting_since": None, "acted_for": condition.acted_for + (now - condition.acting_since)}
 
 
-def well(policy: Policy, condition: Condition, now: float, state: State, reason: str) -> Condition:
-    """Health clears everything but the memory that a relapse needs."""
+def well(policy: Policy, condition: Condition, now: float, state: State, **why: Any) -> Condition:
+    """Health clears everything but the memory that a relapse needs; `why` it is only DEGRADED may be said."""
     return moved(
         condition,
         now,
         state=state,
-        reason=reason,
+        **{"reason": "", "cause": None, **why},
         incident=None,
         correlation="",
-        cause=None,
         in_attempt=False,
         cursor=0,
         acting_since=None,

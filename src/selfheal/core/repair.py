@@ -127,13 +127,14 @@ class Repair:
         assert policy is not None
         e.score, e.suspect_since = 0, inf
         e.slow = 0
-        reason = "warning" if e.last_verdict is Verdict.WARNING else ""
-        state = State.DEGRADED if reason else State.HEALTHY
+        warned = e.last_verdict is Verdict.WARNING
+        state = State.DEGRADED if warned else State.HEALTHY
+        why = {"reason": "warning", "detail": e.summary, "cause": e.cause} if warned else {}
         because = "verified" if condition.state is State.RECOVERING else "healed by itself"
         self.desk.reserved.pop(name, None)
         self.desk.agenda.cancel(("attempt", name))
         self.desk.agenda.cancel(("act", name))
-        self.desk.move(name, machine.well(policy, condition, self.desk.now, state, reason), because)
+        self.desk.move(name, machine.well(policy, condition, self.desk.now, state, **why), because)
         self.desk.say_all(incidents.left(self.desk.ledger, name, condition.incident, self.desk.now, because))
         self.desk.wake(SLOT)
         self.release_dependents(name)
