@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import ClassVar, Final
+from typing import ClassVar
 
 import attrs
 
 from selfheal.core.model import PASSING, Cause, CheckResult, Verdict, seconds
 from selfheal.plugins import CheckContext
-
-_LONGEST: Final = 366 * 86400.0
 
 
 @attrs.define(eq=False)
@@ -26,10 +24,6 @@ class _Beats:
     last: float | None = None
 
 
-def _float(value: object) -> object:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
 @attrs.frozen(kw_only=True)
 class HeartbeatCheck:
     """Whether the service has called within `every` seconds and a tolerance; after that it is FAILING, `timeout`.
@@ -42,11 +36,7 @@ class HeartbeatCheck:
     kind: ClassVar[str] = "heartbeat"
 
     #: Seconds between two calls, as the service promises them.
-    every: float = attrs.field(
-        converter=_float,
-        validator=[attrs.validators.instance_of(float), attrs.validators.ge(0.05), attrs.validators.le(_LONGEST)],
-        metadata={"unit": "seconds"},
-    )
+    every: float = seconds(low=0.05)
     #: Seconds a call may be late. Without it, three periods and ten seconds of silence are borne: two calls in a row
     #: may be lost. (A tolerance that adapts to the calls was simulated, and lies on the same curve as a fixed one.)
     grace: float | None = seconds(None, optional=True)

@@ -10,7 +10,7 @@ Everything is a function of the services in the order they were given; each cost
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Final, Protocol, TypeAlias
 
@@ -106,10 +106,6 @@ class Graph:
     def below(self, name: str) -> tuple[str, ...]:
         """Return every service that hangs on `name`, nearest first."""
         return tuple(_below(self._children, name))
-
-    def most_depended_on_first(self, names: Collection[str]) -> tuple[str, ...]:
-        """Return `names` by falling weight, and by name where weights are equal."""
-        return tuple(sorted(names, key=lambda name: (-self._weights[name], name)))
 
 
 def weights(nodes: Iterable[Node]) -> dict[str, int]:

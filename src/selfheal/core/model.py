@@ -155,8 +155,8 @@ def _number(low: float, high: float, *, whole: bool = False, optional: bool = Fa
 _YEAR: Final = 366 * 86400.0
 
 
-def seconds(default: float | None, low: float = 0.0, high: float = _YEAR, *, optional: bool = False) -> Any:
-    """Return an attrs field for a duration in seconds within [low, high]."""
+def seconds(default: Any = attrs.NOTHING, low: float = 0.0, high: float = _YEAR, *, optional: bool = False) -> Any:
+    """Return an attrs field for a duration in seconds within [low, high]; without a default it must be given."""
 
     def convert(value: object) -> object:
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
