@@ -23,6 +23,7 @@ from selfheal.core.records import (
     Intended,
     Moved,
     Record,
+    Resumed,
     SuppressionChanged,
     encode,
 )
@@ -198,6 +199,11 @@ def _fleet(record: FleetSet, shape: dict[str, Any]) -> None:
     _reason(shape, "fleet_set")
 
 
+def _resumed(record: Resumed, shape: dict[str, Any]) -> None:
+    shape |= {"away_seconds": record.away}
+    _reason(shape, "resumed", f"nobody looked for {record.away:.0f} s" if record.away else "")
+
+
 def _rest(record: Any, shape: dict[str, Any]) -> None:
     known = {"at", "service", "actor"}
     shape |= {key: value for key, value in encode(record).items() if key not in known}
@@ -216,4 +222,5 @@ _FILL: Final[Mapping[type[Any], Callable[[Any, dict[str, Any]], None]]] = {
     HoldChanged: _hold,
     SuppressionChanged: _suppression,
     FleetSet: _fleet,
+    Resumed: _resumed,
 }

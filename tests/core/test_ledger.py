@@ -37,6 +37,7 @@ from selfheal.core.records import (
     Intended,
     Moved,
     Record,
+    Resumed,
     SuppressionChanged,
     decode,
     encode,
@@ -248,7 +249,10 @@ def test_answers_are_remembered_up_to_a_bound() -> None:
     assert ledger.answers["r599"] == (True, "x")
 
 
-@pytest.mark.parametrize("record", [Doubted(at=7.0, late=1.0), Delivered(at=7.0, notification="n", notifier="oncall")])
+@pytest.mark.parametrize(
+    "record",
+    [Doubted(at=7.0, late=1.0), Resumed(at=7.0, away=1.0), Delivered(at=7.0, notification="n", notifier="oncall")],
+)
 def test_what_decides_nothing_only_moves_the_time(record: Record) -> None:
     before = fold().image()
     assert fold(record).image() == attrs.evolve(before, at=7.0)

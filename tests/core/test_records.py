@@ -55,6 +55,7 @@ from selfheal.core.records import (
     Intended,
     Moved,
     Record,
+    Resumed,
     SuppressionChanged,
     decode,
     decode_record,
@@ -118,6 +119,7 @@ EVERY: tuple[Record, ...] = (
         arguments=(("duration", 60.0), ("everything", True), ("hold", None), ("n", 3), ("s", "x")),
     ),
     Doubted(at=8.0, late=0.5),
+    Resumed(at=9.0, away=60.0),
     HoldChanged(at=9.0, hold="storm", on=True, evidence="5 of 6"),
     SuppressionChanged(at=10.0, suppression=Suppression(id="r1", binds=Binds.SILENCE, until=inf), on=True),
     AlertChanged(

@@ -23,7 +23,7 @@ from selfheal.core.model import (
     Settled,
     State,
 )
-from selfheal.core.records import Answered, FleetSet, HoldChanged, Intended, Moved, SuppressionChanged
+from selfheal.core.records import Answered, FleetSet, HoldChanged, Intended, Moved, Resumed, SuppressionChanged
 from selfheal.core.roster import drops_too_much
 
 ADMIN = frozenset({"admin"})
@@ -51,6 +51,14 @@ def test_a_start_says_its_fleet_once() -> None:
     assert len(hand.said(FleetSet)) == 1
     hand.restart(fleet=attrs.evolve(hand.fleet, name="other"))
     assert hand.said(FleetSet)[-1].fleet.name == "other"
+
+
+def test_every_run_says_how_long_nobody_looked() -> None:
+    hand = Hand(service())
+    assert hand.said(Resumed) == [Resumed(at=0.0, away=0.0)]
+    hand.wait(30.0)
+    hand.restart(down_for=100.0)
+    assert hand.said(Resumed)[1:] == [Resumed(at=130.0, away=100.0)]
 
 
 def test_a_service_that_the_file_switches_off_is_disabled_and_on_again_unknown() -> None:

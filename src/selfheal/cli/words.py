@@ -119,6 +119,9 @@ _WORDS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
         f"incident {record['incident']} closed after {span(record['duration_seconds'])}{_because(record)}"
     ),
     "hold_changed": lambda record: f"hold {record['hold']} {'on' if record['on'] else 'off'}{_because(record)}",
+    "resumed": lambda record: (
+        f"selfheal runs again, after {span(record['away_seconds'])}" if record["away_seconds"] else "selfheal begins"
+    ),
     "fleet_set": lambda record: f"the fleet has {counted(len(record['services']), 'service')}",
 }
 

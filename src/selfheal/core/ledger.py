@@ -38,6 +38,7 @@ from selfheal.core.records import (
     Intended,
     Moved,
     Record,
+    Resumed,
     SuppressionChanged,
 )
 
@@ -183,7 +184,7 @@ class Ledger:
                 self.answers[id_] = (accepted, because)
                 while len(self.answers) > _KEPT_ANSWERS:
                     del self.answers[next(iter(self.answers))]
-            case Doubted() | Delivered():
+            case Doubted() | Resumed() | Delivered():
                 pass
             case _:
                 assert_never(record)

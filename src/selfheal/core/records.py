@@ -172,6 +172,15 @@ class Doubted:
 
 
 @attrs.frozen(kw_only=True)
+class Resumed:
+    """A run began. Nobody looked for `away` seconds before it (0.0 in the first): they are no part of any uptime."""
+
+    kind: ClassVar[str] = "resumed"
+    at: float
+    away: float
+
+
+@attrs.frozen(kw_only=True)
 class HoldChanged:
     """A hold on the whole fleet (`storm`, `canary`, `doubt`, `journal`, `fleet`) began or ended; on what evidence."""
 
@@ -231,6 +240,7 @@ Record: TypeAlias = (
     | Ended
     | Answered
     | Doubted
+    | Resumed
     | HoldChanged
     | SuppressionChanged
     | AlertChanged

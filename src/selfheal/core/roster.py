@@ -31,6 +31,7 @@ from selfheal.core.model import (
 from selfheal.core.records import (
     Answered,
     FleetSet,
+    Resumed,
     SuppressionChanged,
 )
 from selfheal.core.repair import ORPHAN_MARGIN, Repair
@@ -55,6 +56,7 @@ class Roster:
     def started(self, event: Started) -> None:
         """A restart is an event: everything volatile is forgotten, so that a replay runs through crashes."""
         self.desk.forget()
+        self.desk.say(Resumed(at=self.desk.now, away=max(0.0, self.desk.now - event.resumes) if event.resumes else 0.0))
         fleet, unwatched = self._kept(event.fleet)
         old = self.desk.ledger.policies
         if fleet != self.desk.ledger.fleet or unwatched != tuple(self.desk.ledger.unwatched):

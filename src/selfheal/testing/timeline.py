@@ -21,6 +21,7 @@ from selfheal.core.records import (
     Intended,
     Moved,
     Record,
+    Resumed,
     SuppressionChanged,
 )
 
@@ -55,6 +56,8 @@ def told(record: Record) -> tuple[str, str] | None:
             )
         case Doubted(late=late):
             return "selfheal", f"checks begun before now prove nothing: it woke {late:.1f} s late"
+        case Resumed(away=away) if away:
+            return "selfheal", f"runs again, after {away:.1f} s"
         case HoldChanged(hold=hold, on=on, evidence=evidence):
             return "hold", f"{hold} {'begins' if on else 'ends'}: {evidence}" + _by(record.actor)
         case SuppressionChanged():
