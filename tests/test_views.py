@@ -477,7 +477,7 @@ def test_s49_a_failed_recovery_and_then_healing_is_one_incident_with_one_outcome
     numbers = night.ask("statistics")
     assert numbers["incidents"] == 1
     api = numbers["services"]["api"]
-    assert api["actions"] == {"restart": 1}
+    assert api["actions"] == {"restart": {"taken": 1, "success": 0, "failure": 1, "success_rate": 0.0}}
     assert (api["incidents"], api["recovered"], api["healed_by_itself"]) == (1, 0, 1)
     assert api["recoveries_measured"] == 1
     assert 800.0 < api["median_recovery_seconds"] < 900.0
@@ -494,7 +494,8 @@ def test_s51_without_history_there_is_no_number() -> None:
         assert one["median_recovery_seconds"] is None
         assert one["p90_recovery_seconds"] is None
         assert one["recoveries_measured"] == 0
-    assert plain(views.stored("statistics", {}, MemoryStore())) == {"incidents": 0, "services": {}}
+    nothing = {"incidents": 0, "window_seconds": 0.0, "services": {}}
+    assert plain(views.stored("statistics", {}, MemoryStore())) == nothing
     for name in ("incidents", "history", "alerts", "audit", "records"):
         assert views.stored(name, {}, MemoryStore()) == []
 
@@ -619,3 +620,23 @@ def test_a_death_that_was_heard_was_not_detected_before_it_happened() -> None:
     shape = outages.Outage(number=1, root="db", opened=100.0, first_failure=100.002).shape()
     assert shape["detection_seconds"] == 0.0
     assert outages.Outage(number=1, root="db", opened=100.0, first_failure=97.5).shape()["detection_seconds"] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "asked"),
+    [
+        ("history", "seq", {}),
+        ("audit", "seq", {}),
+        ("incidents", "incident", {}),
+        ("alerts", "opened_seq", {"all": True}),
+    ],
+)
+def test_pages_one_after_the_other_are_the_whole_list(
+    night: Night, name: str, place: str, asked: dict[str, Any]
+) -> None:
+    whole = night.ask(name, limit=1000, **asked)
+    assert len(whole) > 2
+    found: list[Any] = []
+    while page := night.ask(name, limit=2, **asked, **({"before": found[-1][place]} if found else {})):
+        found += page
+    assert found == whole

@@ -68,6 +68,7 @@ _SELECTED: Final = (
     Parameter(name="duration", kind=Kind.SECONDS, about="seconds until it ends by itself; without it, when lifted"),
 )
 _AFTER: Final = Parameter(name="after", kind=Kind.NUMBER, about="only what has a higher sequence number")
+_BEFORE: Final = Parameter(name="before", kind=Kind.NUMBER, about="only what comes before this one: the next page")
 _LIMIT: Final = Parameter(name="limit", kind=Kind.NUMBER, about="at most so many, newest first; 100, at most 1000")
 
 OVERRIDES: Final = ("parents", "paused", "maintenance", "observe")
@@ -96,6 +97,7 @@ TABLE: Final[Mapping[str, Request]] = {
             "a list of incidents",
             _SOME,
             Parameter(name="open", kind=Kind.BOOLEAN, about="only those still open"),
+            _BEFORE,
             _LIMIT,
         ),
         _query(
@@ -104,19 +106,28 @@ TABLE: Final[Mapping[str, Request]] = {
             "the incident, its members and its timeline",
             Parameter(name="number", kind=Kind.NUMBER, required=True, about="its number"),
         ),
-        _query("history", "Records of one service or of all, newest first.", "a list of records", _SOME, _LIMIT),
+        _query(
+            "history", "Records of one service or of all, newest first.", "a list of records", _SOME, _BEFORE, _LIMIT
+        ),
         _query("graph", "Who depends on whom.", "nodes and edges, roots first"),
         _query(
             "alerts",
             "Alerts.",
             "open alerts, or all that ever were",
             Parameter(name="all", kind=Kind.BOOLEAN, about="resolved ones too"),
+            _BEFORE,
             _LIMIT,
         ),
         _query("approvals", "Steps that wait for a person.", "a list of services, steps and when they are skipped"),
         _query("suppressions", "Pauses, maintenance, observe-only and silences.", "a list of suppressions"),
-        _query("audit", "Acts of people and what was answered.", "a list of Answered records", _SOME, _LIMIT),
-        _query("statistics", "Numbers from recorded data.", "per service: incidents, times, recoveries", _SOME),
+        _query("audit", "Acts of people and what was answered.", "a list of Answered records", _SOME, _BEFORE, _LIMIT),
+        _query(
+            "statistics",
+            "Numbers from recorded data.",
+            "per service: uptime, failures, times, recoveries",
+            _SOME,
+            Parameter(name="window", kind=Kind.SECONDS, about="only the last so many seconds; without it, all"),
+        ),
         _query("metrics", "The Prometheus exposition text.", "text"),
         _query(
             "health",

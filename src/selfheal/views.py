@@ -15,6 +15,9 @@ from typing import Any, Final
 import attrs
 
 from selfheal import outages
+from selfheal.analytics import availability, repairs, timeline
+from selfheal.analytics.repairs import Repair, Repairs
+from selfheal.analytics.timeline import Timelines
 from selfheal.core import detector, machine
 from selfheal.core.graph import no_service
 from selfheal.core.guards import GUARDS
@@ -24,8 +27,6 @@ from selfheal.core.records import (
     AlertChanged,
     Answered,
     FleetSet,
-    Intended,
-    Moved,
     Record,
     encode,
 )
@@ -33,6 +34,9 @@ from selfheal.errors import RequestRefused
 from selfheal.journal.store import Reader, StoredRecord
 from selfheal.outages import each
 from selfheal.shapes import VERSION, public, utc
+
+STATISTICS: Final = tuple(sorted({*timeline.KINDS, *repairs.KINDS}))
+"""The records that the numbers are made of."""
 
 LIMIT: Final = 100
 MOST: Final = 1000
@@ -421,7 +425,12 @@ def _most(parameters: Mapping[str, Any]) -> int:
 
 
 def _history(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    page = reader.records(service=parameters.get("service"), limit=_most(parameters), newest_first=True)
+    page = reader.records(
+        service=parameters.get("service"),
+        before=parameters.get("before"),
+        limit=_most(parameters),
+        newest_first=True,
+    )
     return [_stored(record) for record in page]
 
 
@@ -434,7 +443,7 @@ def _audit(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]
     """What people asked for: of one service also where it was one of several, or of all."""
     service, most = parameters.get("service"), _most(parameters)
     found: list[dict[str, Any]] = []
-    before: int | None = None
+    before: int | None = parameters.get("before")
     while len(found) < most:
         page = reader.records(kinds=("answered",), before=before, limit=MOST, newest_first=True)
         if not page:
@@ -451,7 +460,10 @@ def _concerns(record: Record, service: str) -> bool:
 
 
 def _alerts(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The last word on every alert, newest first; resolved ones only when `all` is asked for."""
+    """The last word on every alert, newest first; resolved ones only when `all` is asked for.
+
+    They stand in the order in which they opened, which no later word changes: `opened_seq` is where a page ends.
+    """
     shown: dict[str, dict[str, Any]] = {}
     for record in each(reader, ("alert_changed",)):
         change = record.record
@@ -462,19 +474,23 @@ def _alerts(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any
             **shape,
             "text": change.alert.text,
             "opened": opened.get("opened", opened["time"]),
+            "opened_seq": opened.get("opened_seq", opened["seq"]),
             "resolved": None if change.open else shape["time"],
         }
-    wanted = [alert for alert in shown.values() if alert["open"] or parameters.get("all")]
+    before = parameters.get("before", inf)
+    wanted = [a for a in shown.values() if (a["open"] or parameters.get("all")) and a["opened_seq"] < before]
     return list(reversed(wanted))[: _most(parameters)]
 
 
 def _incidents(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = outages.read(reader)
-    service = parameters.get("service")
+    service, before = parameters.get("service"), parameters.get("before", inf)
     chosen = [
         outage.shape()
         for outage in reversed(found.values())
-        if (service is None or service in outage.members) and not (parameters.get("open") and outage.closed is not None)
+        if (service is None or service in outage.members)
+        and outage.number < before
+        and not (parameters.get("open") and outage.closed is not None)
     ]
     return chosen[: _most(parameters)]
 
@@ -494,44 +510,30 @@ def _one_incident(reader: Reader, parameters: Mapping[str, Any]) -> dict[str, An
 
 def _statistics(reader: Reader, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers from recorded data; where there is none, the number is null and not a guess (S51)."""
-    service = parameters.get("service")
-    found = outages.read(reader)
-    names: dict[str, dict[str, Any]] = {}
-    down_since: dict[str, float] = {}
-    for stored_record in each(reader, ("moved", "intended", "ended")):
-        record, wall = stored_record.record, stored_record.wall
-        name = getattr(record, "service", "")
-        if service is not None and name != service:
-            continue
-        one = names.setdefault(
-            name, {"incidents": 0, "recovered": 0, "healed_by_itself": 0, "actions": {}, "times": []}
+    lives, steps = Timelines(), Repairs()
+    for stored_record in each(reader, STATISTICS):
+        lives.take(stored_record.record)
+        steps.take(stored_record.record)
+    until = max(lives.at, reader.last().at)
+    window = parameters.get("window")
+    began = lives.began if lives.began is not None else until
+    since = began if window is None else max(began, until - window)
+    lived = {name: lives.lived(name, until) for name in lives.services}
+    if (service := parameters.get("service")) is not None and service not in lived:
+        raise RequestRefused("unknown_service", no_service(service, lived))
+    weeks = {name: availability.weeks(one, until) for name, one in lived.items()}
+    fleet = availability.fleet_share(weeks.values())
+    done: dict[str, list[Repair]] = {name: [] for name in lived}
+    for repair in steps.all:
+        done[repair.service].append(repair)
+    services = {
+        name: availability.numbers(
+            one, done[name], since=since, until=until, score=availability.reliability(weeks[name], fleet)
         )
-        if isinstance(record, Intended):
-            one["actions"][record.action] = one["actions"].get(record.action, 0) + 1
-        elif isinstance(record, Moved):
-            was, now = record.before.state, record.after.state
-            if now is State.FAILED and was not in (State.FAILED, State.RECOVERING):
-                down_since[name] = wall
-                one["incidents"] += 1
-            elif was in (State.FAILED, State.RECOVERING) and now in (State.HEALTHY, State.DEGRADED):
-                key = "recovered" if was is State.RECOVERING else "healed_by_itself"
-                one[key] += 1
-                if name in down_since:
-                    one["times"].append(wall - down_since.pop(name))
-    services = {}
-    for name, one in names.items():
-        times = sorted(one.pop("times"))
-        services[name] = {
-            **one,
-            "median_recovery_seconds": _quantile(times, 0.5),
-            "p90_recovery_seconds": _quantile(times, 0.9),
-            "recoveries_measured": len(times),
-        }
-    return {"incidents": len(found), "services": services}
-
-
-def _quantile(times: list[float], share: float) -> float | None:
-    return times[min(len(times) - 1, int(share * len(times)))] if times else None
+        for name, one in lived.items()
+        if service in (None, name)
+    }
+    return {"incidents": len(outages.read(reader)), "window_seconds": until - since, "services": services}
 
 
 _STORED: Final[Mapping[str, Callable[[Reader, Mapping[str, Any]], Any]]] = {

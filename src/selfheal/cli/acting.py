@@ -9,21 +9,10 @@ from typing import Any, TypeVar
 import click
 
 from selfheal.cli import screen
-from selfheal.cli.asked import act
-from selfheal.config import duration
+from selfheal.cli.asked import act, seconds
 from selfheal.requests import OVERRIDES, TABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Return the seconds of a number, or of text such as `1h30m`."""
-    if value is None:
-        return None
-    try:
-        return float(value) if value.replace(".", "", 1).isdigit() else duration(value)
-    except ValueError as problem:
-        raise click.BadParameter(str(problem), ctx, param) from None
 
 
 def _reason(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
@@ -123,7 +112,7 @@ def _suppressing(name: str) -> click.Command:
 
     @click.command(name, help=TABLE[name].about)
     @_selected
-    @click.option("--duration", callback=_seconds, help="When it ends by itself: seconds, or 1h30m. Else when lifted.")
+    @click.option("--duration", callback=seconds, help="When it ends by itself: seconds, or 1h30m. Else when lifted.")
     @reason_option
     @json_option
     def command(

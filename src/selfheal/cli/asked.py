@@ -11,6 +11,7 @@ import click
 
 from selfheal.cli import screen
 from selfheal.cli.words import span
+from selfheal.config import duration
 from selfheal.control import Question, Unreachable, alive, call
 from selfheal.errors import ControlError
 from selfheal.shell.homes import Home, usual_homes
@@ -69,6 +70,16 @@ class Asked:
             last = f"its last entry is {span(age)} old" if age is not None else "it is empty"
             screen.note(f"{nobody}. This is from the journal; {last}.")
         return self.onlooker.answer(name, given)
+
+
+def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Return the seconds of an option that is a number, or text such as `1h30m`."""
+    if value is None:
+        return None
+    try:
+        return float(value) if value.replace(".", "", 1).isdigit() else duration(value)
+    except ValueError as problem:
+        raise click.BadParameter(str(problem), ctx, param) from None
 
 
 def act(name: str, *, reason: str | None, **parameters: Any) -> Any:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from math import floor
 from typing import Any, Final
 
 import click
 
 from selfheal.cli import screen
-from selfheal.cli.asked import Asked
+from selfheal.cli.asked import Asked, seconds
 from selfheal.cli.words import ago, clean, clock, sentence, span
 from selfheal.requests import TABLE
 
@@ -278,27 +279,37 @@ def suppressions(as_json: bool) -> None:
 
 @click.command(help=TABLE["statistics"].about)
 @click.argument("service", required=False)
+@click.option("--last", callback=seconds, help="Only the last so many seconds, or 30d. Else all that is recorded.")
 @json_option
-def statistics(service: str | None, as_json: bool) -> None:
+def statistics(service: str | None, last: float | None, as_json: bool) -> None:
     """Show numbers from recorded data."""
-    answer = Asked.here().ask("statistics", service=service)
+    answer = Asked.here().ask("statistics", service=service, window=last)
     if as_json:
         screen.document(answer)
         return
     rows = [
         (
             name,
+            _percent(one["uptime_percentage"]),
+            _percent(None if one["coverage"] is None else 100.0 * one["coverage"]),
             one["incidents"],
             one["recovered"],
             one["healed_by_itself"],
-            ", ".join(f"{action} {count}" for action, count in one["actions"].items()),
+            ", ".join(f"{action} {its['success']}/{its['taken']}" for action, its in one["actions"].items()),
             span(one["median_recovery_seconds"]) or "no data",
             span(one["p90_recovery_seconds"]) or "no data",
         )
         for name, one in answer["services"].items()
     ]
-    headers = ("SERVICE", "FAILED", "RECOVERED", "HEALED ITSELF", "ACTIONS", "MEDIAN RECOVERY", "90 % WITHIN")
-    screen.table(headers, rows, empty="nothing has failed yet")
+    headers = ("SERVICE", "UP", "SEEN", "FAILED", "RECOVERED", "HEALED ITSELF", "HELPED", "MEDIAN", "90 % WITHIN")
+    screen.table(headers, rows, empty="nothing is recorded yet")
+
+
+def _percent(share: float | None) -> str:
+    """Return a percentage that is never rounded up to a hundred."""
+    if share is None:
+        return "no data"
+    return f"{floor(share * 1000) / 1000:g} %"
 
 
 @click.command(help=TABLE["graph"].about)

@@ -120,7 +120,7 @@ _WORDS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     ),
     "hold_changed": lambda record: f"hold {record['hold']} {'on' if record['on'] else 'off'}{_because(record)}",
     "resumed": lambda record: (
-        f"selfheal runs again, after {span(record['away_seconds'])}" if record["away_seconds"] else "selfheal begins"
+        f"selfheal runs again, after {span(away)}" if (away := record.get("away_seconds")) else "selfheal begins"
     ),
     "fleet_set": lambda record: f"the fleet has {counted(len(record['services']), 'service')}",
 }

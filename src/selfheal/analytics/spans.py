@@ -1,0 +1,71 @@
+"""Stretches of time, and their arithmetic: union, difference, what lies within, how long.
+
+Seconds of journal time throughout. A `Spans` is sorted, its stretches are disjoint and none is empty, so that every
+operation is one walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import inf
+from typing import Final, TypeAlias
+
+Stretch: TypeAlias = tuple[float, float]
+"""From, to."""
+
+
+class Spans:
+    """A set of instants, as the stretches it consists of."""
+
+    __slots__ = ("_stretches",)
+
+    def __init__(self, stretches: Iterable[Stretch] = ()) -> None:
+        """Take stretches in any order, overlapping or not; those that end before they begin count as empty."""
+        joined: list[Stretch] = []
+        for since, until in sorted(stretch for stretch in stretches if stretch[0] < stretch[1]):
+            if joined and since <= joined[-1][1]:
+                joined[-1] = (joined[-1][0], max(joined[-1][1], until))
+            else:
+                joined.append((since, until))
+        self._stretches: Final = tuple(joined)
+
+    def __iter__(self) -> Iterator[Stretch]:
+        return iter(self._stretches)
+
+    def __or__(self, other: Spans) -> Spans:
+        """Return what lies in either."""
+        return Spans((*self._stretches, *other._stretches))
+
+    def __and__(self, other: Spans) -> Spans:
+        """Return what lies in both."""
+        return self - (ALWAYS - other)
+
+    def __sub__(self, other: Spans) -> Spans:
+        """Return what lies in this and not in the other."""
+        left: list[Stretch] = []
+        taken = iter(other._stretches)
+        hole = next(taken, None)
+        for begin, until in self._stretches:
+            since = begin
+            while hole is not None and hole[0] < until:
+                if hole[1] > since:
+                    left.append((since, hole[0]))
+                    since = max(since, hole[1])
+                if hole[1] > until:
+                    break
+                hole = next(taken, None)
+            left.append((since, until))
+        return Spans(left)
+
+    def within(self, since: float, until: float) -> Spans:
+        """Return the part from `since` to before `until`."""
+        return Spans((max(since, one[0]), min(until, one[1])) for one in self._stretches)
+
+    @property
+    def seconds(self) -> float:
+        """How long it is in all."""
+        return sum(until - since for since, until in self._stretches)
+
+
+ALWAYS: Final = Spans([(-inf, inf)])
+"""All time."""
