@@ -334,6 +334,30 @@ def test_who_refuses_the_only_step_is_not_asked_again_at_once() -> None:
     assert waits == [10, 20, 900]
 
 
+def test_a_late_wake_does_not_put_the_question_anew_and_the_yes_asks_for_a_fresh_look_at_the_parent() -> None:
+    hand = Hand(service("api"), service("db", steps=(FLUSH,), depends_on=(Dependency(services=("api",)),)))
+    hand.well("api", "db")
+    hand.fail("db")
+    for _ in range(4):
+        if hand.reason("db") == "held:approval":
+            break
+        hand.well("api")
+    put = hand.condition("db")
+    assert (put.reason, put.asked_at) == ("held:approval", hand.now)
+    before = len(hand.said(Moved))
+    hand.feed(WokeLate(at=hand.now + 10.0, late=5.0))
+    hand.check("db")  # begun before
+    hand.check("db")
+    assert hand.reason("db") == "held:approval"
+    # The clock of the question stands still for the time slept; nothing else of it has changed.
+    assert [move.because for move in hand.said(Moved)[before:]] == ["selfheal woke 5 s late"]
+    hand.ask("approve", "db")
+    assert hand.reason("db") == "waiting-for:api"
+    hand.well("api")
+    hand.check("db")
+    assert [one.action for one in hand.said(Intended)] == ["flush"]
+
+
 def test_the_clock_of_people_never_ends() -> None:
     hand = Hand(service(steps=(PEOPLE,)))
     hand.fail()

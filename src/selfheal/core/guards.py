@@ -284,10 +284,14 @@ def fleet_opens(ledger: Ledger) -> float:
 def parents(sight: Sight) -> Hold | None:
     """A hard parent must be well, judged by a check that began after we failed and our backoff ended (law 6).
 
-    And after we last had reason to doubt our own view: what was seen before a partition is not news after it.
+    And after we last had reason to doubt our own view: what was seen before a partition is not news after it. While a
+    question is put to people, a parent that was well when it was put need not be looked at anew: the yes will ask for
+    that, and a question that goes away for a moment at every late wake would be put again each time.
     """
     c = sight.condition
-    since = max(c.since, sight.trusted_since, c.not_before if c.not_before <= sight.now else -inf)
+    put = c.reason == "held:approval" and c.asked == sight.index and c.approved != sight.index
+    trusted = -inf if put else sight.trusted_since
+    since = max(c.since, trusted, c.not_before if c.not_before <= sight.now else -inf)
     for dependency in hard(sight.policy):
         hold = _parent(sight, dependency, since)
         if hold is not None:
