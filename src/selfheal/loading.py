@@ -46,6 +46,11 @@ EXTRAS: Final[Mapping[str, str]] = {
 FRONTEND_EXTRAS: Final[Mapping[str, str]] = {"http": "starlette"}
 """Tables of the file that a frontend reads -> the extra that installs it."""
 
+PRESET_EXTRAS: Final[Mapping[str, str]] = dict.fromkeys(
+    ("database", "redis", "weaviate", "neo4j", "minio"), "knowledgehub"
+)
+"""Presets we know of -> the extra that installs them."""
+
 Observer: TypeAlias = "Callable[[Mapping[str, Any]], None]"
 
 _KIND: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
@@ -154,6 +159,18 @@ class Tables:
             "notifier": self.notifiers,
             "frontend": self.frontends,
         }[name]
+
+    def no_preset(self, name: str) -> tuple[str, str]:
+        """Return a message and a hint for a preset that no plugin offers."""
+        message, extra = f"there is no preset {name!a:.80}", PRESET_EXTRAS.get(name)
+        for plugin in self.plugins:
+            if not plugin.loaded and plugin.name == extra:
+                hint = "add it to `plugins`" if plugin.reason == NOT_ALLOWED else "see `selfheal plugins`"
+                return f'{message}: the plugin "{plugin.name}" is disabled: {plugin.reason}', hint
+        if extra is not None and not self.presets:
+            return message, f"install selfheal-core[{extra}]"
+        known = ", ".join(self.presets) or "none; presets come with plugins"
+        return message, Spelling(self.presets).hint(name) or f"there are: {known}"
 
     def why_not(self, section: str, kind: str) -> tuple[str, str]:
         """Return a message and a hint for a kind that no table has."""

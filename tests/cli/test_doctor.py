@@ -57,7 +57,7 @@ def test_everything_that_lacks_is_named_with_its_remedy_and_nothing_is_done(tmp_
 
     alone = invoked("doctor", file, "fine", "--json")
     assert (alone.exit_code, json.loads(alone.stdout)) == (0, [])
-    assert "nothing stands in the way of 1 services" in invoked("doctor", file, "fine").stdout
+    assert "nothing stands in the way of 1 service," in invoked("doctor", file, "fine").stdout
     assert {one["path"] for one in json.loads(invoked("doctor", file, "job", "--json").stdout)} == {
         "services.job.check.command"
     }

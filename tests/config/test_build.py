@@ -32,7 +32,7 @@ from selfheal.core.model import Canary as PlainCanary
 from selfheal.errors import ConfigurationError
 from selfheal.hookspecs import hookimpl
 from selfheal.ladder import resolve, resolve_all
-from selfheal.loading import NOT_INSTALLED, Tables, load_plugins
+from selfheal.loading import NOT_ALLOWED, NOT_INSTALLED, Plugin, Tables, load_plugins
 from selfheal.secret import Secret
 from selfheal.service import DERIVED, Service, fleet_of
 
@@ -815,3 +815,12 @@ def test_a_hundred_thousand_services_load_in_time_that_grows_with_them(tmp_path:
 
     assert len(found.services) == 100_000
     assert time.perf_counter() - began < 120.0
+
+
+def test_a_preset_of_a_plugin_that_is_not_let_in_or_not_installed_says_which() -> None:
+    data = {"services": {"redis": {"preset": "redis"}}}
+    with pytest.raises(ConfigurationError, match=r"there is no preset 'redis' \(install selfheal-core\[knowledgehub"):
+        configure(data, tables=load_plugins(()))
+    barred = Plugin(name="knowledgehub", loaded=False, reason=NOT_ALLOWED)
+    with pytest.raises(ConfigurationError, match=r'"knowledgehub" is disabled: .* \(add it to `plugins`\)'):
+        configure(data, tables=attrs.evolve(load_plugins(()), plugins=(barred,)))

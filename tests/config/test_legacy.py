@@ -193,3 +193,21 @@ def test_our_own_file_in_json_is_ours(tmp_path: Path, knowing: Tables) -> None:
     assert not legacy.recognised({"services": ours["services"]})
     assert not legacy.recognised({**ours, "enabled": True}), "then it is a key of ours that nobody knows"
     assert configured(tmp_path, json.dumps(ours), knowing).name == "x"
+
+
+@pytest.mark.parametrize("word", ["INFO", "Warning", "debug"])
+def test_the_level_of_the_log_is_written_as_python_does_too(tmp_path: Path, knowing: Tables, word: str) -> None:
+    assert configured(tmp_path, changed(log_level=word), knowing).log_level == word.lower()
+
+
+def test_s61_a_default_that_no_service_has_is_warned_of(tmp_path: Path, knowing: Tables) -> None:
+    """What is known of a service is nearer. One that is met somewhere is in use."""
+
+    def told(**keys: Any) -> list[str]:
+        return [one.path for one in configured(tmp_path, changed(**keys), knowing).warnings]
+
+    assert told(monitoring_interval=30, failure_threshold=3) == []
+    assert told(monitoring_interval="20s", failure_threshold=7) == ["monitoring_interval"]
+    tcp = {"check": {"kind": "tcp", "address": "127.0.0.1:1"}}
+    assert told(monitoring_interval=20, services={"redis": {}, "web": tcp}) == []
+    assert told(monitoring_interval=20, services={}) == ["services"]

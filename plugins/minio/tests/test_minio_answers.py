@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
 
+import attrs
 import pytest
 from tests.stack.asking import deep, light
 
 from selfheal import Cause, CheckResult, Secret, Verdict
 from selfheal.builtin.http_talk import Reply
+from selfheal.config import configure
+from selfheal.loading import load_plugins
 from selfheal.testing import servers
 from selfheal.wire import rehearse
 from selfheal_minio.checks import MinioCheck
-from selfheal_minio.deep import judge_bucket, judge_drives
+from selfheal_minio.deep import judge_bucket, judge_drives, judge_keys
 
 
 def reply(status: int, body: object = None, **headers: str) -> Reply:
@@ -88,6 +92,22 @@ def test_each_refusal_of_a_bucket_has_its_cause(status: int, code: str, cause: C
     assert word in result.summary
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "cause", "word"),
+    [
+        (403, "SignatureDoesNotMatch", Cause.AUTH, "does not take our key (status 403"),
+        (403, "RequestTimeTooSkewed", Cause.CONFIG, "15 minutes"),
+        (503, "SlowDownRead", Cause.DEGRADED_CLUSTER, "too few drives (status"),
+        (500, "InternalError", Cause.ERROR, "not listed"),
+    ],
+)
+def test_each_refusal_of_the_keys_alone_has_its_cause(status: int, code: str, cause: Cause, word: str) -> None:
+    body = f"<Error><Code>{code}</Code><Message>x</Message></Error>".encode()
+    result = judge_keys(Reply(status=status, headers={}, body=body, reusable=True))
+    assert (result.verdict, result.cause) == (Verdict.FAILING, cause)
+    assert word in result.summary
+
+
 def test_many_lost_drives_are_counted_and_a_few_named() -> None:
     drives = [{"endpoint": f"http://node/drive{n}", "state": "offline" if n > 2 else "ok"} for n in range(20)]
     result = judge_drives(reply(200, {"servers": [{"state": "online", "drives": drives}]}), 0.05)
@@ -113,10 +133,14 @@ def test_a_list_that_is_not_understood_is_no_fault_of_minio(body: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"url": "minio:9000"}, "http://"),
+        ({"url": "ftp://minio:9000"}, "http://"),
+        ({"url": "minio:9000/documents"}, "address alone"),
+        ({"url": 9000}, "neither text nor a secret"),
+        ({"secure": "yes"}, "secure"),
         ({"url": "http://user:pass@minio:9000"}, "user or password"),
         ({"url": "http://minio:9000/minio/health/live"}, "address alone"),
         ({"access_key": "me"}, "go together"),
+        ({"bucket": "documents"}, "with keys"),
         ({"bucket": "No Such"}, "bucket"),
         ({"min_free": 5}, "share"),
         ({"warn_before": -1}, "seconds"),
@@ -127,6 +151,37 @@ def test_a_list_that_is_not_understood_is_no_fault_of_minio(body: Any) -> None:
 def test_options_that_make_no_sense_are_refused_with_a_word(options: dict[str, Any], word: str) -> None:
     with pytest.raises((ValueError, TypeError), match=word):
         MinioCheck(**{"url": "http://minio:9000", **options})
+
+
+@pytest.mark.parametrize(
+    ("url", "secure", "host", "port", "tls"),
+    [
+        ("minio:9000", False, "minio", 9000, False),
+        ("minio:9000", True, "minio", 9000, True),
+        ("minio", True, "minio", 443, True),
+        ("[::1]:9000", False, "::1", 9000, False),
+        (" minio:9000\n", False, "minio", 9000, False),
+        ("https://minio:9000/", False, "minio", 9000, True),
+        ("http://minio:9000", True, "minio", 9000, False),
+    ],
+)
+def test_an_address_is_read_as_applications_have_it_in_a_variable(
+    monkeypatch: pytest.MonkeyPatch, url: str, secure: bool, host: str, port: int, tls: bool
+) -> None:
+    monkeypatch.setenv("MINIO_ENDPOINT", url)
+    table = {"kind": "minio", "url": {"env": "MINIO_ENDPOINT"}, "secure": secure}
+    (service,) = configure({"services": {"minio": {"check": table}}}, tables=load_plugins(["minio"])).services
+    assert isinstance(service.check, MinioCheck)
+    target = service.check.target()
+    assert (target.host, target.port, target.tls is not None) == (host, port, tls)
+
+
+def test_an_address_that_cannot_be_read_says_nothing_about_minio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MINIO_ENDPOINT", raising=False)
+    one = MinioCheck(url=Secret(lambda: os.environ["MINIO_ENDPOINT"], source="env MINIO_ENDPOINT"))
+    keys = attrs.evolve(one, access_key="a", secret_key=Secret("b"))
+    for result in (light(one), deep(one), deep(keys)):
+        assert (result.verdict, result.cause) == (Verdict.INCONCLUSIVE, Cause.CONFIG)
 
 
 def test_nothing_of_the_sdk_is_imported_for_a_light_check() -> None:

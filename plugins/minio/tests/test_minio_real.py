@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trustme
 import urllib3
@@ -278,6 +279,18 @@ def test_s63_a_wrong_key_is_auth_and_is_not_shown(minio: Minio) -> None:
     result = is_(deep(check(minio, access_key=Secret(WRONG))), Verdict.FAILING, Cause.AUTH)
     assert "InvalidAccessKeyId" in result.summary
     assert WRONG not in repr(check(minio, secret_key=Secret(WRONG)))
+
+
+def test_keys_without_a_bucket_are_asked_for_themselves(minio: Minio) -> None:
+    minio.start()
+    one = check(minio, bucket=None, url=Secret(minio.url.removeprefix("http://"), source="env MINIO_ENDPOINT"))
+    assert "drives_ok" in is_(deep(one), Verdict.PASSING, None).details
+    for wrong in (attrs.evolve(one, secret_key=Secret(WRONG)), attrs.evolve(one, access_key=Secret(WRONG))):
+        result = is_(deep(wrong), Verdict.FAILING, Cause.AUTH)
+        assert "does not take our key (status 403" in result.summary
+    admin(minio).user_add("watcher", "sesame-the-first")
+    blind = attrs.evolve(one, access_key="watcher", secret_key=Secret("sesame-the-first"))
+    assert "s3:ListAllMyBuckets" in str(is_(deep(blind), Verdict.PASSING, None).details["buckets"])
 
 
 def test_a_key_changed_while_it_runs_is_auth_until_the_new_one_is_read(minio: Minio) -> None:

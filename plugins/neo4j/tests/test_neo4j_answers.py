@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.stack.asking import deep
+from tests.stack.asking import deep, light
 
 from selfheal import Cause, CheckResult, Secret, Verdict
+from selfheal.config import configure
+from selfheal.loading import load_plugins
 from selfheal.wire import rehearse
 from selfheal_neo4j.bolt import FAILURE, IGNORED, RECORD, SUCCESS, NotBolt, Unpacked, message, pack
 from selfheal_neo4j.checks import Neo4jCheck, judge_databases, refused
@@ -140,6 +143,7 @@ def test_a_value_that_claims_too_much_is_no_bolt(data: bytes) -> None:
         ({"uri": "bolt://me:secret@neo4j"}, "would be printed"),
         ({"uri": "bolt://neo4j/db"}, "no path"),
         ({"uri": "bolt://neo4j:99999"}, "65535"),
+        ({"uri": 7687}, "neither text nor a secret"),
         ({"user": ""}, "user"),
         ({"password": "plain"}, "password"),
         ({"database": "no such"}, "database"),
@@ -159,3 +163,41 @@ def test_s65_without_the_driver_a_deep_check_could_not_run(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "neo4j", None)
     result = deep(Neo4jCheck(uri="bolt://127.0.0.1:9", password=Secret("sesame")))
     assert (result.verdict, result.cause) == (Verdict.INCONCLUSIVE, Cause.CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("uri", "port", "tls", "verified"),
+    [
+        ("bolt://graph", 7687, False, True),
+        ("neo4j://graph:17687\n", 17687, False, True),
+        ("bolt+s://graph", 7687, True, True),
+        ("neo4j+s://graph", 7687, True, True),
+        ("bolt+ssc://graph", 7687, True, False),
+        ("neo4j+ssc://graph/", 7687, True, False),
+    ],
+)
+def test_an_address_and_a_user_are_read_from_the_variables_of_the_application(
+    monkeypatch: pytest.MonkeyPatch, uri: str, port: int, tls: bool, verified: bool
+) -> None:
+    monkeypatch.setenv("NEO4J_URI", uri)
+    monkeypatch.setenv("NEO4J_USER", "steward")
+    monkeypatch.setenv("NEO4J_PASSWORD", "sesame")
+    table: dict[str, Any] = {"kind": "neo4j", "uri": {"env": "NEO4J_URI"}}
+    table |= {"user": {"env": "NEO4J_USER"}, "password": {"env": "NEO4J_PASSWORD"}}
+    (service,) = configure({"services": {"neo4j": {"check": table}}}, tables=load_plugins(["neo4j"])).services
+    assert isinstance(service.check, Neo4jCheck)
+    target = service.check.target()
+    assert (target.host, target.port, target.tls is not None) == ("graph", port, tls)
+    assert target.tls is None or target.tls.verify is verified
+    assert service.check.credentials() == {"scheme": "basic", "principal": "steward", "credentials": "sesame"}
+
+
+@pytest.mark.parametrize("option", ["uri", "user", "password"])
+def test_an_option_that_cannot_be_read_says_nothing_about_neo4j(option: str) -> None:
+    options: dict[str, Any] = {"uri": "bolt://127.0.0.1:9", "password": Secret("sesame")}
+    options[option] = Secret(lambda: os.environ["NEO4J_NOT_SET"], source="env NEO4J_NOT_SET")
+    one = Neo4jCheck(**options)
+    assert deep(one).verdict is Verdict.INCONCLUSIVE
+    found = light(one) if option == "uri" else [*rehearse(one.talk())][-1]
+    assert isinstance(found, CheckResult)
+    assert (found.verdict, found.cause) == (Verdict.INCONCLUSIVE, Cause.CONFIG)

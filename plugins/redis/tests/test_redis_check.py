@@ -224,6 +224,17 @@ def test_the_end_of_the_process_is_told_at_once_by_its_kept_connection(
     assert turned.run(lane).verdict is Verdict.PASSING  # another incarnation at the same address
 
 
+def test_what_an_application_tells_its_own_driver_is_passed_over_in_a_variable_only() -> None:
+    said = "redis://:sesame@cache/2?decode_responses=true&max_connections=50&socket_timeout=5"
+    address = RedisCheck(url=Secret(f" {said}\n", source="env REDIS_URL")).address()
+    assert (address.host, address.database, address.password) == ("cache", 2, "sesame")
+    for wrong in ("rediss://cache?ssl_cert_reqs=none", "redis://cache?dbb=1"):
+        with pytest.raises(ValueError, match=r"after the \?"):
+            RedisCheck(url=Secret(wrong)).target()
+    with pytest.raises(ValueError, match="only db=NUMBER"):
+        RedisCheck(url=said)
+
+
 def test_s63_and_s38_the_address_is_read_once_and_never_shown_with_its_password() -> None:
     check = RedisCheck(url=f"redis://user:{WRONG}@127.0.0.1:1/3", password=Secret(WRONG))
     assert WRONG not in repr(check)

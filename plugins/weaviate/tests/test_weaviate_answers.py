@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
+from tests.stack.asking import deep, light
 
 from selfheal import Cause, CheckResult, Secret, Verdict
+from selfheal.config import configure
+from selfheal.loading import load_plugins
 from selfheal.wire import rehearse
 from selfheal_weaviate.checks import WeaviateCheck
 
@@ -84,6 +88,7 @@ def test_many_nodes_are_counted_and_a_few_named() -> None:
     [
         ({"url": "weaviate:8080"}, "http://"),
         ({"url": "http://weaviate:8080/v1"}, "address alone"),
+        ({"url": 8080}, "neither text nor a secret"),
         ({"nodes": 0}, "whole number"),
         ({"grpc_port": 70000}, "65535"),
         ({"api_key": "plain"}, "api_key"),
@@ -93,3 +98,19 @@ def test_many_nodes_are_counted_and_a_few_named() -> None:
 def test_options_that_make_no_sense_are_refused_with_a_word(options: dict[str, Any], word: str) -> None:
     with pytest.raises((ValueError, TypeError), match=word):
         WeaviateCheck(**{"url": "http://weaviate:8080", **options})
+
+
+def test_an_address_is_read_from_the_variable_of_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEAVIATE_URL", " https://weaviate.example:8443/\n")
+    table = {"kind": "weaviate", "url": {"env": "WEAVIATE_URL"}}
+    (service,) = configure({"services": {"weaviate": {"check": table}}}, tables=load_plugins(["weaviate"])).services
+    assert isinstance(service.check, WeaviateCheck)
+    target = service.check.target()
+    assert (target.host, target.port, target.tls is not None) == ("weaviate.example", 8443, True)
+
+
+def test_an_address_that_cannot_be_read_says_nothing_about_weaviate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WEAVIATE_URL", raising=False)
+    one = WeaviateCheck(url=Secret(lambda: os.environ["WEAVIATE_URL"], source="env WEAVIATE_URL"))
+    for result in (light(one), deep(one)):
+        assert (result.verdict, result.cause) == (Verdict.INCONCLUSIVE, Cause.CONFIG)

@@ -46,27 +46,50 @@ def load(path: str | Path, *, tables: Tables | None = None) -> Configuration:
     return configuration
 
 
-def configure(data: Mapping[str, Any], *, tables: Tables | None = None, path: Path | None = None) -> Configuration:
-    """Return the configuration that plain data describes, as if a file at `path` held it. See `load`."""
+def configure(
+    data: Mapping[str, Any],
+    *,
+    tables: Tables | None = None,
+    path: Path | None = None,
+    added: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Configuration:
+    """Return the configuration that plain data describes, as if a file at `path` held it. See `load`.
+
+    `added` are tables that count as if they stood in the file, in our words, before those that do; of `fleet`, keys.
+    """
     sound = read.plain(data)
     if legacy.recognised(sound):
-        return _translated(legacy.translate(sound), tables, path)
-    return build.build(sound, tables=_found(sound, tables), path=path)
+        return _translated(legacy.translate(sound), tables, path, added or {})
+    whole = _with(sound, added or {})
+    return build.build(whole, tables=_found(whole, tables), path=path)
+
+
+def _with(data: Mapping[str, Any], added: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return data with tables added; what is no table of its own is left for the builder to refuse."""
+    fleet = data.get("fleet", {})
+    more = {key: read.plain(table) for key, table in added.items()}
+    if "fleet" in more:
+        more["fleet"] = {**fleet, **more["fleet"]} if isinstance(fleet, Mapping) else fleet
+    return {**data, **more}
 
 
 def _found(data: Mapping[str, Any], tables: Tables | None) -> Tables:
     return load_plugins(_allowed(data), needed=build.needs(data)) if tables is None else tables
 
 
-def _translated(old: legacy.Translated, tables: Tables | None, path: Path | None) -> Configuration:
-    found = _found(old.data, tables)
+def _translated(
+    old: legacy.Translated, tables: Tables | None, path: Path | None, added: Mapping[str, Mapping[str, Any]]
+) -> Configuration:
+    whole = _with(old.data, added)
+    found = _found(whole, tables)
     try:
-        made = build.build(old.data, tables=found, path=path)
+        made = build.build(whole, tables=found, path=path)
     except ConfigurationError as refused:
         raise ConfigurationError([*old.problems, *old.placed(refused.problems, found.presets)]) from None
     if old.problems:
         raise ConfigurationError(old.problems)
-    return attrs.evolve(made, warnings=(*old.warnings, *old.placed(made.warnings, found.presets)))
+    told = (*old.warnings, *old.shadowed(made.services), *old.placed(made.warnings, found.presets))
+    return attrs.evolve(made, warnings=told)
 
 
 def check(path: str | Path, *, tables: Tables | None = None, callbacks: Callbacks | None = None) -> Report:

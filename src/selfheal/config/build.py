@@ -281,9 +281,9 @@ class _Builder:
             return {}, {}
         presets = self.tables.presets
         if not isinstance(name, str) or name not in presets:
-            known = ", ".join(presets) or "none; presets come with plugins"
-            hint = (Spelling(presets).hint(name) if isinstance(name, str) else "") or f"there are: {known}"
-            self.notes.wrong(below(path, "preset"), f"there is no preset {name!a:.80}", hint)
+            self.notes.wrong(
+                below(path, "preset"), *self.tables.no_preset(name if isinstance(name, str) else repr(name))
+            )
             return {}, {}
         if name not in self._presets:
             where = f"preset {name}"

@@ -13,16 +13,27 @@ from typing import Any, Final
 import attrs
 
 from selfheal.config.read import problem
-from selfheal.config.schema import Notes
+from selfheal.config.schema import Notes, duration
 from selfheal.core.graph import Spelling
 from selfheal.errors import Problem
 from selfheal.loading import EXTRAS
+from selfheal.service import Service
 
 FLEET: Final = frozenset(
     {"monitoring_interval", "health_check_interval", "failure_threshold", "max_concurrent_recoveries"}
     | {"recovery_timeout", "log_level", "max_retries"}
 )
 """Keys at its top that are keys of `[fleet]` in ours."""
+
+DEFAULTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "monitoring_interval": "interval",
+        "health_check_interval": "interval",
+        "failure_threshold": "failure_threshold",
+        "max_retries": "max_retries",
+    }
+)
+"""Those of them that presets give too, and what they are in a service."""
 
 TOP: Final = FLEET | {"enabled", "notification", "services"}
 
@@ -61,6 +72,18 @@ class Translated:
         unknown = {one.path.removesuffix(".preset") for one in found if one.path.endswith(".preset")}
         return [self._placed(one, presets) for one in found if one.path not in unknown]
 
+    def shadowed(self, services: Iterable[Service]) -> list[Problem]:
+        """Return a warning for each default at the top that no service has, because its preset is nearer."""
+        services = tuple(services)
+        found = []
+        for key, name in DEFAULTS.items():
+            said = self.data["fleet"].get(key)
+            value = duration(said) if isinstance(said, str) else said
+            if value is not None and services and all(getattr(one, name) != value for one in services):
+                message = "no service has it: what is known of them is nearer than the top of the file"
+                found.append(problem(key, message, f"say it at a service, such as services.{services[0].name}"))
+        return found
+
     def _placed(self, found: Problem, presets: Mapping[str, Any]) -> Problem:
         head, _, key = found.path.partition(".")
         if head == "fleet" and key:
@@ -79,6 +102,8 @@ def translate(data: Mapping[str, Any]) -> Translated:
     """Return what a `recovery.json` says, in our words; see `recognised`."""
     notes = Notes()
     fleet = {key: data[key] for key in data if key in FLEET}
+    if isinstance(level := fleet.get("log_level"), str):
+        fleet["log_level"] = level.lower()  # as Python's logging calls them
     for key in [key for key in data if key not in TOP]:
         hint = Spelling(TOP).hint(key) or f"there are: {', '.join(sorted(TOP))}"
         notes.wrong(key or '""', "is unknown to recovery.json", hint)

@@ -100,15 +100,16 @@ def settled(
     `added` are tables that count as if they stood in the file. Reads files and may import plugins: not for the event
     loop. Raises `ConfigurationError` with every problem.
     """
-    data: dict[str, Any] = {**read(path), **(added or {})}
+    data = read(path)
     fleet = data.get("fleet", {})
+    more: dict[str, Mapping[str, Any]] = {**(added or {})}
     if isinstance(fleet, dict):
         if state_dir is not None:
-            data["fleet"] = {**fleet, "state_dir": str(state_dir.absolute())}
+            more["fleet"] = {"state_dir": str(state_dir.absolute())}
         elif fleet.get("state_dir") is None:
             name = fleet.get("name", "selfheal")
-            data["fleet"] = {**fleet, "state_dir": str(usual_folder(name if isinstance(name, str) else "selfheal"))}
-    configuration = configure(data, tables=tables, path=path)
+            more["fleet"] = {"state_dir": str(usual_folder(name if isinstance(name, str) else "selfheal"))}
+    configuration = configure(data, tables=tables, path=path, added=more)
     if writable_by_anybody(path):
         message = "anybody on this machine may write this file, and so run commands as selfheal"
         warning = Problem(path=str(path), message=message, hint="chmod o-w")

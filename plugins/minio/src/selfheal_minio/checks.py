@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 import attrs
 
 from selfheal import Cause, CheckContext, CheckResult, Secret, Target, Tls, Verdict, converse
-from selfheal.builtin.addresses import read_http_url
+from selfheal.builtin.addresses import HttpUrl, read_http_url
 from selfheal.builtin.http_talk import NotHttp, Reply, ask, cause_of, compose
 from selfheal.wire import Talk, failing, inconclusive, warning
 
@@ -25,7 +25,10 @@ LIGHT_LIMIT: Final = 65536
 """Bytes of one light check; the answers have no body."""
 
 DEEP_LIMIT: Final = 2**21
-"""Bytes of one deep check: the list of drives takes about 1 kB a drive."""
+"""Bytes of one deep check: the list of drives takes about 1 kB a drive, that of buckets 120 bytes a bucket."""
+
+READING_FAULTS: Final = (OSError, ValueError, LookupError)
+"""What reading an address or a secret may raise."""
 
 
 def _path(value: str | Path | None) -> Path | None:
@@ -52,9 +55,12 @@ class MinioCheck:
 
     kind: ClassVar[str] = "minio"
 
-    #: `http://host:9000` or `https://…`: the address of one node, or of what stands before all of them.
-    url: str = attrs.field()
-    #: The access key that a deep check uses. May be a secret. It goes with `secret_key` and `bucket`.
+    #: `http://host:9000`, `https://…`, or `host:9000` as the SDK takes it: the address of one node, or of what stands
+    #: before all of them. May be a secret.
+    url: str | Secret = attrs.field()
+    #: Whether an address without a scheme is meant for https, as with `secure` of the SDK.
+    secure: bool = attrs.field(default=False, validator=_YES_OR_NO)
+    #: The access key that a deep check uses. May be a secret. It goes with `secret_key`.
     access_key: str | Secret | None = attrs.field(
         default=None, validator=attrs.validators.optional(attrs.validators.instance_of((str, Secret)))
     )
@@ -62,7 +68,8 @@ class MinioCheck:
     secret_key: Secret | None = attrs.field(
         default=None, validator=attrs.validators.optional(attrs.validators.instance_of(Secret))
     )
-    #: The bucket that a deep check asks for: it must be there, and the key must be allowed to list it.
+    #: The bucket that a deep check asks for: it must be there, and the keys must be allowed to list it. Without one a
+    #: deep check with keys asks whether they are taken.
     bucket: str | None = attrs.field(
         default=None,
         validator=attrs.validators.optional(attrs.validators.matches_re(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")),
@@ -85,21 +92,33 @@ class MinioCheck:
     keep: bool = attrs.field(default=True, validator=_YES_OR_NO)
 
     @url.validator
-    def _readable(self, attribute: attrs.Attribute[str], value: str) -> None:
+    def _readable(self, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, str | Secret):
+            raise TypeError(f"url: {type(value).__name__} is neither text nor a secret")
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.url, str):
+            self.address()
+        if (self.access_key is None) != (self.secret_key is None):
+            raise ValueError("access_key and secret_key go together: give both, or none")
+        if self.bucket is not None and self.secret_key is None:
+            raise ValueError("bucket: a deep check asks for it with keys; give access_key and secret_key too")
+
+    def address(self) -> HttpUrl:
+        """Return where it is. Raises ValueError, and what reading a secret raises."""
+        text = self.url.reveal().strip() if isinstance(self.url, Secret) else self.url
+        if "://" not in text:
+            text = f"{'https' if self.secure else 'http'}://{text}"
         try:
-            url = read_http_url(value)
+            url = read_http_url(text)
         except ValueError as problem:
             raise ValueError(f"url: {problem}") from None
         if url.target != "/":
             raise ValueError("url: give the address alone; the paths of MinIO are known")
-
-    def __attrs_post_init__(self) -> None:
-        given = [value is not None for value in (self.access_key, self.secret_key, self.bucket)]
-        if any(given) and not all(given):
-            raise ValueError("access_key, secret_key and bucket go together: a deep check needs all three, or none")
+        return url
 
     def target(self) -> Target:
-        """Return where to connect."""
+        """Return where to connect. Raises as `address` does."""
         return self._target(LIGHT_LIMIT, self.keep)
 
     def talk(self) -> Talk:
@@ -113,18 +132,22 @@ class MinioCheck:
     async def check(self, context: CheckContext) -> CheckResult:
         """Ask for health and, where keys are given, for the bucket and the drives: the deep check."""
         if self.secret_key is None:
-            return await converse(self._target(LIGHT_LIMIT, False), self._once(self._health()))
+            try:
+                target = await context.blocking(self._target, LIGHT_LIMIT, False)
+            except READING_FAULTS as problem:
+                return inconclusive(f"the address cannot be read: {type(problem).__name__}", Cause.CONFIG)
+            return await converse(target, self._once(self._health()))
         from selfheal_minio.deep import deeply, signer_of  # noqa: PLC0415  # only a deep check needs it
 
         try:
             sign = await context.blocking(signer_of, self)
-        except (OSError, ValueError, KeyError) as problem:
-            return inconclusive(f"a key cannot be read: {type(problem).__name__}", Cause.CONFIG)
-        talk = self._once(deeply(self, self._health(), sign))
-        return await converse(self._target(DEEP_LIMIT, False), talk)
+            target = await context.blocking(self._target, DEEP_LIMIT, False)
+        except READING_FAULTS as problem:
+            return inconclusive(f"the address or a key cannot be read: {type(problem).__name__}", Cause.CONFIG)
+        return await converse(target, self._once(deeply(self, self._health(), sign)))
 
     def _target(self, limit: int, keep: bool) -> Target:
-        url = read_http_url(self.url)
+        url = self.address()
         tls = Tls(
             server_name=self.server_name,
             verify=self.verify,
@@ -147,7 +170,7 @@ class MinioCheck:
 
     def _health(self) -> Part:
         """Ask what MinIO itself says of its health."""
-        url = read_http_url(self.url)
+        url = self.address()
         live = yield from ask(compose(url, "GET", _LIVE))
         if (result := judge_live(live)) is not None:
             return result, live.reusable

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Generator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +17,6 @@ from urllib.parse import SplitResult
 import attrs
 
 from selfheal import Cause, CheckResult, Secret, Verdict
-from selfheal.builtin.addresses import read_http_url
 from selfheal.builtin.http_talk import Reply, ask, cause_of, compose
 from selfheal.wire import failing
 
@@ -31,6 +31,7 @@ INFO: Final = "/minio/admin/v3/info"
 NAMED: Final = 5
 """Drives that a summary names."""
 
+_CODE: Final = re.compile(rb"<Code>([A-Za-z0-9]{1,60})</Code>")
 _NO_BODY: Final = hashlib.sha256(b"").hexdigest()
 
 CODES: Final = {
@@ -61,7 +62,7 @@ def signer_of(check: MinioCheck) -> Sign:
     assert access is not None
     assert secret is not None
     keys = Credentials(access.reveal().strip() if isinstance(access, Secret) else access, secret.reveal().strip())
-    url = read_http_url(check.url)
+    url = check.address()
 
     def sign(method: str, path: str) -> bytes:
         now = datetime.now(UTC)  # a signature is dated
@@ -85,16 +86,20 @@ def signer_of(check: MinioCheck) -> Sign:
 
 
 def deeply(check: MinioCheck, health: Part, sign: Sign) -> Generator[Any, bytes, tuple[CheckResult, bool]]:
-    """Ask for health, and unless that is the whole answer, for the bucket and the drives, on the same connection."""
+    """Ask for health, and unless that is the whole answer, with the keys, and for the drives, on one connection."""
     result, reusable = yield from health
     if result.verdict is Verdict.FAILING or not reusable:
         return result, False
-    reply = yield from ask(sign("HEAD", f"/{check.bucket}"), "HEAD")
-    bucket = judge_bucket(reply, str(check.bucket))
-    if bucket.verdict is Verdict.FAILING or not reply.reusable:
-        return graver(result, bucket), False
+    if check.bucket is None:
+        reply = yield from ask(sign("GET", "/"))
+        taken = judge_keys(reply)
+    else:
+        reply = yield from ask(sign("HEAD", f"/{check.bucket}"), "HEAD")
+        taken = judge_bucket(reply, check.bucket)
+    if taken.verdict is Verdict.FAILING or not reply.reusable:
+        return graver(result, taken), False
     drives = yield from ask(sign("GET", INFO))
-    return graver(graver(result, bucket), judge_drives(drives, check.min_free)), drives.reusable
+    return graver(graver(result, taken), judge_drives(drives, check.min_free)), drives.reusable
 
 
 def graver(first: CheckResult, second: CheckResult) -> CheckResult:
@@ -104,22 +109,42 @@ def graver(first: CheckResult, second: CheckResult) -> CheckResult:
     return attrs.evolve(one, details={**first.details, **second.details})
 
 
+def judge_keys(reply: Reply) -> CheckResult:
+    """Return what the answer about all buckets says of the keys. Keys that may see none are taken all the same."""
+    if reply.status == 200:
+        return CheckResult(Verdict.PASSING)
+    said = _CODE.search(reply.body)
+    code = said[1].decode() if said is not None else ""
+    if code == "AccessDenied":
+        return CheckResult(Verdict.PASSING, details={"buckets": "none shown to this key (s3:ListAllMyBuckets)"})
+    return _refused(reply.status, code)
+
+
 def judge_bucket(reply: Reply, bucket: str) -> CheckResult:
     """Return what the answer about the bucket says. A HEAD has no body: MinIO says why in a header."""
     if reply.status == 200:
         return CheckResult(Verdict.PASSING, details={"bucket": bucket})
     code = reply.headers.get("x-minio-error-code", "")[:60]
-    cause = CODES.get(code, cause_of(reply.status))
+    found = _refused(reply.status, code, bucket)
+    return attrs.evolve(found, details={"bucket": bucket, **found.details})
+
+
+def _refused(status: int, code: str, bucket: str = "") -> CheckResult:
+    """Return what a refusal says, of a bucket or of all of them."""
+    cause = CODES.get(code, cause_of(status))
+    asked = f" for bucket {bucket}" if bucket else ""
     what = {
-        Cause.AUTH: f"it does not take our key for bucket {bucket}",
-        Cause.CONFIG: f"bucket {bucket} is not there" if reply.status == 404 else f"it refuses how we ask for {bucket}",
+        Cause.AUTH: f"it does not take our key{asked}",
+        Cause.CONFIG: f"it refuses how we ask{asked}",
         Cause.OVERLOADED: "it has more requests than it takes",
-        Cause.DEGRADED_CLUSTER: f"too few drives for bucket {bucket}",
-    }.get(cause, f"bucket {bucket} is not served")
+        Cause.DEGRADED_CLUSTER: f"too few drives{asked}",
+    }.get(cause, f"bucket {bucket} is not served" if bucket else "its buckets are not listed")
     if code == "RequestTimeTooSkewed":
         what = "our clock and its clock differ by more than 15 minutes"
-    said = f"status {reply.status}{f', {code}' if code else ''}"
-    return attrs.evolve(failing(cause, f"{what} ({said})"), details={"bucket": bucket, "status": reply.status})
+    elif status == 404 and bucket:
+        what = f"bucket {bucket} is not there"
+    said = f"status {status}{f', {code}' if code else ''}"
+    return attrs.evolve(failing(cause, f"{what} ({said})"), details={"status": status})
 
 
 def judge_drives(reply: Reply, min_free: float) -> CheckResult:

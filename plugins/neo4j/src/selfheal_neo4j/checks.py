@@ -28,6 +28,9 @@ LIMIT: Final = 2**18
 PATIENCE: Final = 30_000
 """Milliseconds after which the server itself ends our query, should we be gone."""
 
+READING_FAULTS: Final = (OSError, ValueError, LookupError)
+"""What reading an address or a secret may raise."""
+
 NAMED: Final = 5
 """Databases that a summary names."""
 
@@ -42,6 +45,11 @@ def _path(value: str | Path | None) -> Path | None:
 def _duration(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
         raise ValueError(f"{attribute.name}: {value!r} is no number of seconds")
+
+
+def _text_or_secret(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str | Secret):
+        raise TypeError(f"{attribute.name}: {type(value).__name__} is neither text nor a secret")
 
 
 _YES_OR_NO: Final = attrs.validators.instance_of(bool)
@@ -83,10 +91,10 @@ class Neo4jCheck:
     kind: ClassVar[str] = "neo4j"
 
     #: `bolt://host:7687`; `bolt+s://` with TLS, `bolt+ssc://` with TLS that is not verified. `neo4j://…` is taken as
-    #: `bolt://…`: a check asks this server, and is not sent on to another.
-    uri: str = attrs.field()
-    #: The user to log in as.
-    user: str = attrs.field(default="neo4j", validator=attrs.validators.min_len(1))
+    #: `bolt://…`: a check asks this server, and is not sent on to another. May be a secret.
+    uri: str | Secret = attrs.field()
+    #: The user to log in as. May be a secret, whose value is then masked wherever it is seen.
+    user: str | Secret = attrs.field(default="neo4j")
     #: Its password; without one nobody logs in (`dbms.security.auth_enabled=false`).
     password: Secret | None = attrs.field(
         default=None, validator=attrs.validators.optional(attrs.validators.instance_of(Secret))
@@ -103,20 +111,31 @@ class Neo4jCheck:
     keep: bool = attrs.field(default=True, validator=_YES_OR_NO)
 
     @uri.validator
-    def _readable(self, attribute: attrs.Attribute[str], value: str) -> None:
+    def _readable(self, attribute: attrs.Attribute[Any], value: object) -> None:
+        _text_or_secret(self, attribute, value)
+        if isinstance(value, str):
+            self.address()
+
+    @user.validator
+    def _is_somebody(self, attribute: attrs.Attribute[Any], value: object) -> None:
+        _text_or_secret(self, attribute, value)
+        if not value:
+            raise ValueError("user: it is empty; leave it out for neo4j")
+
+    def address(self) -> Address:
+        """Return where it is. Raises ValueError, and what reading a secret raises."""
         try:
-            read_uri(value)
+            return read_uri(self.uri.reveal().strip() if isinstance(self.uri, Secret) else self.uri)
         except ValueError as problem:
             raise ValueError(f"uri: {problem}") from None
 
     def target(self) -> Target:
-        """Return where to connect."""
-        end = read_uri(self.uri)
-        return Target(host=end.host, port=end.port, tls=self.tls(), limit=LIMIT, keep=self.keep)
+        """Return where to connect. Raises as `address` does."""
+        end = self.address()
+        return Target(host=end.host, port=end.port, tls=self.tls(end), limit=LIMIT, keep=self.keep)
 
-    def tls(self) -> Tls | None:
+    def tls(self, end: Address) -> Tls | None:
         """Return how to be sure of the peer; None where the URI asks for no TLS."""
-        end = read_uri(self.uri)
         if not end.secure:
             return None
         return Tls(verify=end.verify, authority=self.authority, warn_before=self.warn_before)
@@ -125,14 +144,15 @@ class Neo4jCheck:
         """Return what Bolt logs in with. Raises what reading the secret raises."""
         if self.password is None:
             return {"scheme": "none"}
-        return {"scheme": "basic", "principal": self.user, "credentials": self.password.reveal().strip("\r\n")}
+        user = self.user.reveal().strip() if isinstance(self.user, Secret) else self.user
+        return {"scheme": "basic", "principal": user, "credentials": self.password.reveal().strip("\r\n")}
 
     def talk(self) -> Talk:
         """Log in once for each connection, then ask once for each check."""
         try:
             auth = self.credentials()
-        except (OSError, ValueError, KeyError) as problem:
-            return inconclusive(f"the password cannot be read: {type(problem).__name__}", Cause.CONFIG)
+        except READING_FAULTS as problem:
+            return inconclusive(f"the user or the password cannot be read: {type(problem).__name__}", Cause.CONFIG)
         details: Details = {}
         try:
             hello = yield from greet(auth)
@@ -169,17 +189,19 @@ class Neo4jCheck:
         from selfheal_neo4j.deep import look  # noqa: PLC0415  # only a deep check needs the driver's names
 
         try:  # a secret may stand in a file, and a disk may hang
+            end = await context.blocking(self.address)
             auth = await context.blocking(self.credentials)
-        except (OSError, ValueError, KeyError) as problem:
-            return inconclusive(f"the password cannot be read: {type(problem).__name__}", Cause.CONFIG)
+        except READING_FAULTS as problem:
+            what = "the address, the user or the password"
+            return inconclusive(f"{what} cannot be read: {type(problem).__name__}", Cause.CONFIG)
         try:
-            trusted = await context.blocking(self._trust)
+            trusted = await context.blocking(self._trust, end)
         except OSError as problem:
             return inconclusive(f"the authority cannot be used: {problem.strerror}", Cause.CONFIG)
-        return await look(self, context, auth, trusted)
+        return await look(self, context, end, auth, trusted)
 
-    def _trust(self) -> ssl.SSLContext | None:
-        tls = self.tls()
+    def _trust(self, end: Address) -> ssl.SSLContext | None:
+        tls = self.tls(end)
         if tls is None:
             return None
         context = ssl.create_default_context(cafile=tls.authority)

@@ -20,7 +20,7 @@ import attrs
 from selfheal import Cause, CheckContext, CheckResult, PeerClosed, Verdict
 from selfheal.wire import Talk, failing, read_exactly, secure, tls_trouble
 from selfheal_neo4j.bolt import OFFER, SPEAKS_HTTP
-from selfheal_neo4j.checks import UNAVAILABLE, WHY, Address, Neo4jCheck, judge_databases, read_uri, refused
+from selfheal_neo4j.checks import UNAVAILABLE, WHY, Address, Neo4jCheck, judge_databases, refused
 
 if TYPE_CHECKING:
     from neo4j import AsyncDriver
@@ -37,11 +37,10 @@ def library() -> Any:
 
 
 async def look(
-    check: Neo4jCheck, context: CheckContext, auth: Mapping[str, str], trusted: ssl.SSLContext | None
+    check: Neo4jCheck, context: CheckContext, end: Address, auth: Mapping[str, str], trusted: ssl.SSLContext | None
 ) -> CheckResult:
     """Return how the server and its databases are."""
     neo4j = library() if sys.modules.get("neo4j") else await context.blocking(library)
-    end = read_uri(check.uri)
     if (trouble := await _knock(end, trusted)) is not None:
         return trouble
     host = f"[{end.host}]" if ":" in end.host else end.host

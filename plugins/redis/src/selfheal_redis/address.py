@@ -11,6 +11,12 @@ from selfheal.secret import MASK, Secret
 
 USUAL_PORT: Final = 6379
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+socket")
+OF_THE_DRIVER: Final = frozenset(
+    {"client_name", "decode_responses", "encoding", "encoding_errors", "health_check_interval", "legacy_responses"}
+    | {"lib_name", "lib_version", "max_connections", "protocol", "retry_on_error", "retry_on_timeout"}
+    | {"socket_connect_timeout", "socket_keepalive", "socket_read_size", "socket_timeout", "timeout"}
+)
+"""What redis-py reads after the `?` and what concerns its own pool alone: an application's REDIS_URL may say it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -33,19 +39,23 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in str(self.host) else f"{self.host}:{self.port}"
 
 
-def read_url(text: str) -> Address:
+def read_url(text: str, *, strict: bool = False) -> Address:
     """Read `redis://[user:password@]host[:port][/database]`, `rediss://…` (TLS) or `unix://[…@]/path[?db=1]`.
 
-    Raises ValueError.
+    What redis-py reads behind the `?` for itself (`decode_responses=true`) is passed over unless it is `strict`: it may
+    stand in an application's variable, and would mislead in a file of ours. Raises ValueError.
     """
-    parts = urlsplit(text)
+    parts = urlsplit(text.strip())
     if parts.scheme not in SCHEMES:
         raise ValueError("it must begin with redis://, rediss:// or unix://")
     user = unquote(parts.username) if parts.username else None
     password = unquote(parts.password) if parts.password else None
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if unknown := [name for name in given if name != "db"]:
-        raise ValueError(f"{unknown[0]!r:.40} after the ? is unknown; only db=NUMBER may stand there")
+    for name in given:
+        if name.startswith("ssl_"):
+            raise ValueError(f"{name!r:.40} after the ? is not read; use `verify`, `authority` and `certificate`")
+        if name != "db" and (strict or name not in OF_THE_DRIVER):
+            raise ValueError(f"{name!r:.40} after the ? is unknown; only db=NUMBER may stand there")
     if parts.scheme in ("unix", "redis+socket"):
         if not parts.path.startswith("/"):
             raise ValueError("it has no path of a socket; write unix:///run/redis.sock")

@@ -109,7 +109,7 @@ class RedisCheck:
     def __attrs_post_init__(self) -> None:
         if isinstance(self.url, str):
             try:
-                parts = read_url(self.url)
+                parts = read_url(self.url, strict=True)
             except ValueError as problem:
                 raise ValueError(f"url: {problem}") from None
             if not parts.secure and (self.authority or self.certificate or self.server_name or not self.verify):

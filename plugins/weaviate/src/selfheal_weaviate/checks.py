@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 import attrs
 
 from selfheal import Cause, CheckContext, CheckResult, Secret, Target, Tls, Verdict, converse
-from selfheal.builtin.addresses import read_http_url
+from selfheal.builtin.addresses import HttpUrl, read_http_url
 from selfheal.builtin.http_talk import NotHttp, Reply, ask, cause_of, compose
 from selfheal.wire import Talk, failing, inconclusive, warning
 
@@ -35,6 +35,9 @@ DEEP_LIMIT: Final = 2**22
 
 PATIENCE: Final = 0.6
 """Share of the time left that a deep check waits for the list of nodes: a frozen node holds the list up."""
+
+READING_FAULTS: Final = (OSError, ValueError, LookupError)
+"""What reading an address or a secret may raise."""
 
 NAMED: Final = 5
 """Nodes that a summary names."""
@@ -74,8 +77,8 @@ class WeaviateCheck:
 
     kind: ClassVar[str] = "weaviate"
 
-    #: `http://host:8080` or `https://…`: the address alone, without a path.
-    url: str = attrs.field()
+    #: `http://host:8080` or `https://…`: the address alone, without a path. May be a secret.
+    url: str | Secret = attrs.field()
     #: The key that the list of nodes is asked with.
     api_key: Secret | None = attrs.field(
         default=None, validator=attrs.validators.optional(attrs.validators.instance_of(Secret))
@@ -98,16 +101,24 @@ class WeaviateCheck:
     keep: bool = attrs.field(default=True, validator=_YES_OR_NO)
 
     @url.validator
-    def _readable(self, attribute: attrs.Attribute[str], value: str) -> None:
+    def _readable(self, attribute: attrs.Attribute[Any], value: object) -> None:
+        if isinstance(value, str):
+            self.address()
+        elif not isinstance(value, Secret):
+            raise TypeError(f"url: {type(value).__name__} is neither text nor a secret")
+
+    def address(self) -> HttpUrl:
+        """Return where it is. Raises ValueError, and what reading a secret raises."""
         try:
-            url = read_http_url(value)
+            url = read_http_url(self.url.reveal().strip() if isinstance(self.url, Secret) else self.url)
         except ValueError as problem:
             raise ValueError(f"url: {problem}") from None
         if url.target != "/":
             raise ValueError("url: give the address alone; the paths of Weaviate are known")
+        return url
 
     def target(self) -> Target:
-        """Return where to connect."""
+        """Return where to connect. Raises as `address` does."""
         return self._target(LIGHT_LIMIT, self.keep)
 
     def talk(self) -> Talk:
@@ -122,9 +133,10 @@ class WeaviateCheck:
         """Ask the same with every shard, and whether gRPC answers: the deep check."""
         try:  # a secret may stand in a file, and a disk may hang
             headers = await context.blocking(self._headers)
-        except (OSError, ValueError, KeyError) as problem:
-            return _no_key(problem)
-        result = await converse(self._target(LIGHT_LIMIT, False), self._once(self._readiness()))
+            target = await context.blocking(self._target, LIGHT_LIMIT, False)
+        except READING_FAULTS as problem:
+            return _unreadable(problem)
+        result = await converse(target, self._once(self._readiness()))
         if result.verdict is Verdict.FAILING and result.cause is not Cause.STARTING:
             return result
         ready = result.verdict is not Verdict.FAILING
@@ -132,21 +144,21 @@ class WeaviateCheck:
         listed = self._once(self._listed(headers, "verbose", ready=ready))
         try:
             async with asyncio.timeout(patience):
-                result = graver(result, await converse(self._target(DEEP_LIMIT, False), listed), ready=ready)
+                result = graver(result, await converse(attrs.evolve(target, limit=DEEP_LIMIT), listed), ready=ready)
         except TimeoutError:
             summary = f"it answers, but not how its nodes are within {patience:.1f} s: one of them may be frozen"
             result = graver(result, warning(Cause.DEGRADED_CLUSTER, summary), ready=ready)
         if self.grpc_port is None or result.verdict is Verdict.FAILING:
             return result
-        return graver(result, await self._grpc(context.remaining * 0.9), ready=True)
+        return graver(result, await self._grpc(target, context.remaining * 0.9), ready=True)
 
-    async def _grpc(self, patience: float) -> CheckResult:
+    async def _grpc(self, target: Target, patience: float) -> CheckResult:
         """Return whether the gRPC port speaks HTTP/2; over TLS, whether it takes a connection."""
-        url, writer, problem = read_http_url(self.url), None, ""
+        writer, problem = None, ""
         try:
             async with asyncio.timeout(patience):
-                reader, writer = await asyncio.open_connection(url.host, self.grpc_port)
-                if not url.secure:
+                reader, writer = await asyncio.open_connection(target.host, self.grpc_port)
+                if target.tls is None:
                     writer.write(PREFACE)
                     frame = await reader.readexactly(9)
                     problem = "" if frame[3] == 4 else "it does not speak HTTP/2"
@@ -162,7 +174,7 @@ class WeaviateCheck:
         return CheckResult(Verdict.PASSING, details={"grpc": True})
 
     def _target(self, limit: int, keep: bool) -> Target:
-        url = read_http_url(self.url)
+        url = self.address()
         tls = Tls(
             server_name=self.server_name,
             verify=self.verify,
@@ -188,7 +200,7 @@ class WeaviateCheck:
 
     def _readiness(self) -> Part:
         """Ask whether it is ready."""
-        ready = yield from ask(compose(read_http_url(self.url), "GET", READY))
+        ready = yield from ask(compose(self.address(), "GET", READY))
         return judge_ready(ready), ready.reusable
 
     def _state(self) -> Part:
@@ -200,17 +212,17 @@ class WeaviateCheck:
             return (warning(Cause.CONFIG, CLOSES) if result.verdict is Verdict.PASSING else result), False
         try:
             headers = self._headers()
-        except (OSError, ValueError, KeyError) as problem:
-            return _no_key(problem), False
+        except READING_FAULTS as problem:
+            return _unreadable(problem), False
         ready = result.verdict is Verdict.PASSING
         listed, reusable = yield from self._listed(headers, "minimal", ready=ready)
         return graver(result, listed, ready=ready), reusable
 
     def _listed(self, headers: Mapping[str, str], output: str, *, ready: bool) -> Part:
         try:
-            request = compose(read_http_url(self.url), "GET", NODES + output, headers)
+            request = compose(self.address(), "GET", NODES + output, headers)
         except ValueError as problem:
-            return _no_key(problem), False
+            return _unreadable(problem), False
         reply = yield from ask(request)
         return judge_nodes(reply, self.nodes, ready=ready), reply.reusable
 
@@ -221,8 +233,8 @@ CLOSES: Final = (
 )
 
 
-def _no_key(problem: Exception) -> CheckResult:
-    return inconclusive(f"the key cannot be used: {type(problem).__name__}", Cause.CONFIG)
+def _unreadable(problem: Exception) -> CheckResult:
+    return inconclusive(f"the address or the key cannot be used: {type(problem).__name__}", Cause.CONFIG)
 
 
 def graver(first: CheckResult, second: CheckResult, *, ready: bool) -> CheckResult:
