@@ -11,6 +11,7 @@
     - NotRunning: the supervisor is not running
     - ControlError: the daemon cannot be reached, or did not speak our protocol
     - NotificationFailed: raised by notifiers; delivery is tried again unless `permanent`
+    - SecretUnreadable: a secret is not there, or is not usable as one
     - ActionFailed: raised by actions and workloads; its text is the action's outcome
 
 Errors say what was wrong, where, and what to do.
@@ -97,6 +98,10 @@ class NotificationFailed(SelfhealError):
         self.retry_after = retry_after
         self.permanent = permanent
         super().__init__(message)
+
+
+class SecretUnreadable(SelfhealError, LookupError):
+    """A secret is not there, is empty, too long or no text. What it says never quotes what was read."""
 
 
 class ActionFailed(SelfhealError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,14 +12,16 @@ import attrs
 import pytest
 from tests.cli.conftest import invoked
 
-from selfheal import ActionContext, CheckContext, CheckResult, Secret, Service
+from selfheal import ActionContext, CheckContext, CheckResult, Secret, Service, check_once
 from selfheal.builtin.command import CommandCheck, CommandWorkload
 from selfheal.builtin.process import ProcessWorkload
-from selfheal.core.model import PASSING, Effect, Limits, Settled
+from selfheal.config.read import secret
+from selfheal.core.model import PASSING, Cause, Effect, Limits, Settled, Verdict
 from selfheal.errors import Problem
 from selfheal.plugins import Context
 from selfheal.shell.once import examine
 from selfheal.shell.roster import Roster
+from selfheal.wire import Target
 
 FILE = """
 [services.web]
@@ -106,6 +109,56 @@ class Mend:
     async def doctor(self, context: ActionContext) -> list[Problem]:
         assert isinstance(context.check, Odd)
         return [Problem(path="recovery_actions", message=f"mend of {self.to} may not", hint="let it")]
+
+
+@attrs.frozen(kw_only=True)
+class Elsewhere:
+    """A wire check that finds out only when it is asked that it leads nowhere."""
+
+    kind: ClassVar[str] = "elsewhere"
+    url: Secret
+    quotes: bool = False
+
+    def target(self) -> Target:
+        raise ValueError(f"{self.url.reveal()[4:]} is no URL" if self.quotes else "it must begin with x://")
+
+    def talk(self) -> Generator[bytes | CheckResult, bytes, CheckResult]:
+        yield b""
+        return PASSING
+
+
+@pytest.mark.anyio
+async def test_a_check_that_leads_nowhere_says_why_but_not_what_it_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOBODY_SETS_THIS", raising=False)
+    found = await examine(
+        roster_of(
+            Service("a", check=Elsewhere(url=Secret("y://ann:hunter2-canary@h"))),
+            Service("b", check=Elsewhere(url=Secret("y://ann:hunter2-canary@h"), quotes=True)),
+            Service("c", check=Elsewhere(url=secret("env", "NOBODY_SETS_THIS"))),
+        ),
+        ("a", "b", "c"),
+    )
+    where = "services.{}.check: it leads nowhere: {} (see its address, and its secrets)"
+    assert [str(one) for one in found["a"]] == [where.format("a", "it must begin with x://")]
+    assert [str(one) for one in found["b"]] == [where.format("b", "ValueError")]
+    assert [str(one) for one in found["c"]] == [
+        "services.c: the secret from env NOBODY_SETS_THIS cannot be read: the environment has no NOBODY_SETS_THIS "
+        "(set it in the environment selfheal runs in)"
+    ]
+
+
+@pytest.mark.anyio
+async def test_a_check_says_which_variable_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOBODY_SETS_THIS", raising=False)
+
+    @attrs.frozen(kw_only=True)
+    class Reads(Elsewhere):
+        def target(self) -> Target:
+            return Target(host=self.url.reveal(), port=1)
+
+    result = await check_once(Reads(url=secret("env", "NOBODY_SETS_THIS")))
+    assert (result.verdict, result.cause) == (Verdict.INCONCLUSIVE, Cause.CONFIG)
+    assert result.summary == "elsewhere: no target (the environment has no NOBODY_SETS_THIS)"
 
 
 @pytest.mark.anyio

@@ -17,7 +17,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from selfheal.errors import ConfigurationError, Problem
+from selfheal.errors import ConfigurationError, Problem, SecretUnreadable
 from selfheal.secret import Secret
 
 SIZE_LIMIT: Final = 32 << 20
@@ -199,8 +199,8 @@ SOURCES: Final = ("env", "file", "credential")
 def secret(source: str, name: str, folder: Path | None = None) -> Secret:
     """Return the secret that lies at `name`; `folder` is what a relative path of a file starts from.
 
-    Each `reveal` reads it again. It raises `LookupError` or `OSError` when it is not there and `ValueError` when it is
-    empty, too long or not text; none of these says what was read.
+    Each `reveal` reads it again. It raises `SecretUnreadable` when it is not there, is empty, too long or not text, and
+    `OSError` when its file cannot be read.
     """
     if source == "env":
         return Secret(lambda: _from_environment(name), source=f"env {name}")
@@ -213,14 +213,16 @@ def secret(source: str, name: str, folder: Path | None = None) -> Secret:
 def _from_environment(name: str) -> str:
     value = os.environ.get(name)
     if not value:
-        raise LookupError(f"the environment has no {name}" if value is None else f"{name} of the environment is empty")
+        raise SecretUnreadable(
+            f"the environment has no {name}" if value is None else f"{name} of the environment is empty"
+        )
     return value
 
 
 def _from_credential(name: str) -> str:
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     if not folder:
-        raise LookupError(f"no credential {name}: CREDENTIALS_DIRECTORY is not set; give the unit LoadCredential=")
+        raise SecretUnreadable(f"no credential {name}: CREDENTIALS_DIRECTORY is not set; give the unit LoadCredential=")
     return _from_file(Path(folder) / name)
 
 
@@ -228,15 +230,15 @@ def _from_file(path: Path) -> str:
     with path.open("rb") as file:
         content = file.read(SECRET_LIMIT + 1)
     if len(content) > SECRET_LIMIT:
-        raise ValueError(f"{path} is larger than {SECRET_LIMIT >> 10} KiB, which is no secret")
+        raise SecretUnreadable(f"{path} is larger than {SECRET_LIMIT >> 10} KiB, which is no secret")
     try:
         value = content.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         value = "\0"
     if "\0" in value:
-        raise ValueError(f"{path} does not hold text")
+        raise SecretUnreadable(f"{path} does not hold text")
     if not value:
-        raise ValueError(f"{path} is empty")
+        raise SecretUnreadable(f"{path} is empty")
     return value
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from selfheal.core.model import Cause, CheckResult, Verdict
+from selfheal.errors import SecretUnreadable
 from selfheal.shell.lanes import Lane
 from selfheal.shell.names import Answer, Resolver
 from selfheal.shell.oserrors import from_oserror
@@ -140,7 +141,7 @@ def kind(lane: Lane) -> str:
 
 def _quote(problem: BaseException) -> str:
     """Return an exception for people. Only words of ours are quoted: others may hold a secret (law 16)."""
-    return str(problem) if isinstance(problem, TlsSettingsBroken) else type(problem).__name__
+    return str(problem) if isinstance(problem, (TlsSettingsBroken, SecretUnreadable)) else type(problem).__name__
 
 
 def ephemeral_ports() -> range:

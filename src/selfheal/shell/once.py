@@ -28,6 +28,7 @@ from selfheal.shell.plugin_thread import Ending, Report
 from selfheal.shell.probes import ProbeRunner
 from selfheal.shell.readiness import Readiness
 from selfheal.shell.roster import Entry, Roster
+from selfheal.wire import WireCheck
 
 AT_ONCE: Final = 50
 """Checks under way at a time."""
@@ -146,11 +147,13 @@ async def examine(roster: Roster, names: Iterable[str], *, timeout: float = 20.0
 async def _examined(once: Look, entry: Entry, timeout: float, found: dict[str, tuple[Problem, ...]]) -> None:
     canary = entry.name.startswith(CANARY_PREFIX)
     where = f"canaries.{entry.name.removeprefix(CANARY_PREFIX)}" if canary else f"services.{entry.name}"
-    problems = [
-        Problem(path=where, message=why, hint="make it readable for the user selfheal runs as")
-        for why in await anyio.to_thread.run_sync(entry.scrubber.unreadable)
-    ]
-    said = [await _proved(once, entry, plugin, context, timeout) for plugin, context in _who(once, entry, timeout)]
+    unread = await anyio.to_thread.run_sync(entry.scrubber.unreadable)
+    problems = [Problem(path=where, message=why, hint=hint) for why, hint in unread]
+    # Who needs a secret that is not there could only say so again.
+    who = [one for one in _who(once, entry, timeout) if not unread or one[0] is entry.workload]
+    said = [await _proved(once, entry, plugin, context, timeout) for plugin, context in who]
+    if not unread and isinstance(entry.check, WireCheck):
+        said.append(await anyio.to_thread.run_sync(_aimed, entry, entry.check))
     for one in dict.fromkeys(problem for some in said for problem in some):
         text = entry.scrubber.text
         problems.append(Problem(path=f"{where}.{text(one.path)}", message=text(one.message), hint=text(one.hint)))
@@ -167,6 +170,17 @@ def _who(once: Look, entry: Entry, timeout: float) -> Iterable[tuple[object, Cal
         if resolved.target is not workload:
             act = attrs.evolve(plain, arguments=dict(resolved.step.arguments))
             yield resolved.target, partial(contexts.for_action, entry.name, resolved.target, timeout, act)
+
+
+def _aimed(entry: Entry, check: WireCheck) -> Sequence[Problem]:
+    """Say why a wire check leads nowhere, if it does. May read files."""
+    try:
+        check.target()
+    except Exception as problem:  # noqa: BLE001  # a check's own code
+        entry.scrubber.read_now()
+        why = str(problem) if entry.scrubber.quotable(str(problem)) else type(problem).__name__
+        return [Problem(path="check", message=f"it leads nowhere: {why}", hint="see its address, and its secrets")]
+    return ()
 
 
 async def _proved(

@@ -156,6 +156,14 @@ def _told(problem: BaseException) -> str:
 # -- the last look --------------------------------------------------------------------------------------------------
 
 
+_GIVE: Final = "make it readable for the user selfheal runs as"
+_REMEDIES: Final = {
+    "env": "set it in the environment selfheal runs in",
+    "credential": "see LoadCredential= of its unit",
+}
+"""What to do about a secret of this kind that cannot be read."""
+
+
 class Scrubber:
     """Removes the secrets of one plugin object from what it says."""
 
@@ -190,15 +198,21 @@ class Scrubber:
                 del values[next(iter(values))]
         self._forms = [form for values in self._values for value in values for form in _forms(value)]
 
-    def unreadable(self) -> list[str]:
-        """Say of each secret that cannot be read why not. Reads files: not for the loop."""
+    def unreadable(self) -> list[tuple[str, str]]:
+        """Say of each secret that cannot be read why not, and what to do. Reads files: not for the loop."""
         told = []
         for secret in self._secrets:
             try:
                 secret.reveal()
             except Exception as problem:  # noqa: BLE001  # whatever the reader of a secret raises, it is unreadable
-                told.append(f"the secret from {secret.source} cannot be read: {problem}")
+                kind = secret.source.partition(" ")[0]
+                told.append((f"the secret from {secret.source} cannot be read: {problem}", _REMEDIES.get(kind, _GIVE)))
         return list(dict.fromkeys(told))
+
+    def quotable(self, text: str) -> bool:
+        """Whether a text holds no part of a secret: no run of six characters is in both, bar the scheme of an URL."""
+        values = [value.partition("://")[2] or value for values in self._values for value in values]
+        return not any(value[at : at + 6] in text for value in values for at in range(max(1, len(value) - 5)) if value)
 
     def text(self, text: object, limit: int = SUMMARY_LIMIT) -> str:
         """Return a text without secrets and control characters, at most `limit` characters long."""
