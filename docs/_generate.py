@@ -561,7 +561,8 @@ def scenarios() -> str:
 def scenario_tests() -> dict[int, list[tuple[str, str]]]:
     """Return the tests that carry the number of a scenario: number -> file and name."""
     found: dict[int, list[tuple[str, str]]] = {}
-    for path in sorted((DOCS.parent / "tests").rglob("test_*.py")):
+    root = DOCS.parent
+    for path in sorted([*(root / "tests").rglob("test_*.py"), *root.glob("plugins/*/tests/test_*.py")]):
         for match in re.finditer(r"^ *(?:async )?def (test_s(\d+)_\w+)", path.read_text("utf-8"), re.MULTILINE):
             place = path.relative_to(DOCS.parent).as_posix()
             found.setdefault(int(match[2]), []).append((place, match[1]))

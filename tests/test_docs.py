@@ -227,10 +227,10 @@ def test_the_page_of_scenarios_agrees_with_the_names_of_the_tests() -> None:
     assert len(rows) >= 65
     assert list(rows) == [str(number) for number in range(1, len(rows) + 1)]
     named: dict[str, set[str]] = {}
-    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+    for path in sorted([*(ROOT / "tests").rglob("test_*.py"), *ROOT.glob("plugins/*/tests/test_*.py")]):
         for number in re.findall(r"def test_s0?(\d+)_", path.read_text("utf-8")):
             named.setdefault(number, set()).add(path.relative_to(ROOT).as_posix())
-    assert {number: set(re.findall(r"`(tests/\S+)`", where)) for number, where in rows.items()} == {
+    assert {number: set(re.findall(r"`((?:tests|plugins)/\S+)`", where)) for number, where in rows.items()} == {
         number: named.get(number, set()) for number in rows
     }
     later = {number for number, where in rows.items() if where.startswith("later: ")}

@@ -66,6 +66,9 @@ STEP_KEYS: Final = tuple(field.name for field in attrs.fields(Step) if field.nam
 HTTP: Final = "http"
 """The kind of the action that is an endpoint of the user's own, and the key of a step that names one."""
 
+NAMED: Final = (HTTP, "directory", "standby")
+"""The kinds of actions that belong to no check: a step names one by a key of that name."""
+
 _ORDER: Final = (Effect.GENTLE, Effect.DISRUPTIVE, Effect.DESTRUCTIVE)
 _VERB: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -113,11 +116,15 @@ class Rung:
 
     @classmethod
     def _table(cls, table: dict[str, Any]) -> Rung:
-        verb, by = table.pop("action", None), table.pop(HTTP, None)
+        verb = table.pop("action", None)
         if not isinstance(verb, str):
             raise TypeError(f"action: {verb!r:.80} is no verb; say which action this step is")
-        if by is not None and not isinstance(by, Action):
-            raise TypeError(f"http: {type(by).__name__} is no action object; write http=HttpHook(url=…)")
+        if HTTP in table and not isinstance(table[HTTP], Action):
+            raise TypeError(f"http: {type(table[HTTP]).__name__} is no action object; write http=HttpHook(url=…)")
+        named = [key for key in NAMED if isinstance(table.get(key), Action)]
+        if len(named) > 1:
+            raise TypeError(f"{' and '.join(named)}: a step has one action; make two steps of it")
+        by = table.pop(named[0]) if named else None
         given = {key: table.pop(key) for key in STEP_KEYS if key in table}
         if "effect" in given:
             given["effect"] = Effect(given["effect"])
@@ -254,6 +261,8 @@ def _by_object(rung: Rung, by: Any) -> ResolvedStep:
     """Return a step that names its own action. What an endpoint of theirs does, people know better than its class."""
     step, verb = _with_arguments(rung, ()), rung.step.action
     if by.kind != HTTP:
+        if by.verb != verb:
+            raise _Unresolved(f"{by.kind} is no {verb}", f'write action = "{by.verb}"')
         return ResolvedStep(step=_at_least(by.effect, rung, step), how="plugin", target=by)
     if "effect" not in rung.given:
         step = attrs.evolve(step, effect=max(step.effect, by.effect, key=_ORDER.index))

@@ -37,6 +37,7 @@ EXTRAS: Final[Mapping[str, str]] = {
     "minio": "minio",
     "docker": "docker",
     "compose": "docker",
+    "swarm": "docker",
     "systemd": "systemd",
     "starlette": "starlette",
     "knowledgehub": "knowledgehub",

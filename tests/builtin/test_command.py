@@ -248,7 +248,8 @@ async def test_placeholders_are_filled_from_what_is_known_and_from_nothing_else(
     said = tmp_path / "said"
     script = 'printf "%s\\n" "$@" "$SELFHEAL_KEY" "$SELFHEAL_SERVICE" "$SELFHEAL_INCIDENT" "$SELFHEAL_ATTEMPT" > "$0"'
     workload = CommandWorkload(
-        inspect=["true"], restart=["sh", "-c", script, str(said), "{instance}", "{service}", "{other}", "{{.State}}"]
+        inspect=["echo", "id 1"],
+        restart=["sh", "-c", script, str(said), "{instance}", "{service}", "{other}", "{{.State}}"],
     )
     with pytest.raises(ActionFailed, match="not known"):
         await workload.restart(Given())

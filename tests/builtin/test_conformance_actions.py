@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 from urllib.parse import parse_qs, urlsplit
 
 import attrs
 import pytest
 
 from selfheal.builtin.actions import HttpHook
-from selfheal.plugins import Action
+from selfheal.builtin.cache_directory import CacheDirectory
+from selfheal.builtin.command import CommandWorkload
+from selfheal.builtin.standby import Standby
+from selfheal.plugins import Action, Workload
 from selfheal.secret import Secret
 from selfheal.testing.conformance import ActionConformance
 
@@ -71,3 +76,71 @@ class TestHttpHook(ActionConformance):
         token = Secret("hunter2-canary-51d2e8")
         hook = HttpHook(url=f"{url}/repair", probe_url=f"{url}/settled", headers={"Authorization": token})
         return cast("Action", hook)  # its verb and effect are options, where the protocol has class variables
+
+
+class TestCacheDirectory(ActionConformance):
+    timeout = 5.0
+    runs = 3
+    inapplicable: ClassVar[Mapping[str, str]] = {"make_broken": "it asks the kernel, and nobody by an address"}
+
+    @pytest.fixture(autouse=True)
+    def _root(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.patch = tmp_path, monkeypatch
+        (tmp_path / "thumbs").mkdir()
+
+    def make(self) -> Action:
+        for number in range(20):
+            (self.root / "thumbs" / f"{number}").write_text("x")
+        return CacheDirectory(path="thumbs", root=self.root)
+
+    def make_slow(self) -> Action:
+        made = self.make()
+        real = CacheDirectory.run
+
+        async def slow(self: CacheDirectory, context: Any) -> None:
+            await asyncio.sleep(5.0)
+            await real(self, context)
+
+        self.patch.setattr(CacheDirectory, "run", slow)
+        return made
+
+    def make_failing(self) -> Action:
+        return CacheDirectory(path="absent", root=self.root)
+
+    def observe(self) -> object:
+        return len(list((self.root / "thumbs").iterdir()))
+
+
+class TestStandby(ActionConformance):
+    """The old one has ended; the standby is there as long as a file is."""
+
+    timeout = 5.0
+    runs = 3
+    inapplicable: ClassVar[Mapping[str, str]] = {"make_broken": "it asks workloads, whose duties these are"}
+    workload: ClassVar[Workload | None] = CommandWorkload(
+        inspect=("/bin/sh", "-c", "echo old-1; exit 1"), restart=("/bin/false",), start=("/bin/false",)
+    )
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        self.file = tmp_path / "standby"
+
+    def make(self) -> Action:
+        self.file.unlink(missing_ok=True)
+        return self._started_by("/bin/sh", "-c", 'echo "$SELFHEAL_KEY $$" > "$0"', str(self.file))
+
+    def make_slow(self) -> Action:
+        self.file.unlink(missing_ok=True)
+        return self._started_by("/bin/sleep", "30")
+
+    def make_failing(self) -> Action:
+        self.file.unlink(missing_ok=True)
+        return self._started_by("/bin/false")
+
+    def observe(self) -> object:
+        return self.file.read_text() if self.file.exists() else "down"
+
+    def _started_by(self, *start: str) -> Action:
+        looks = ("/bin/sh", "-c", 'cat "$0" 2> /dev/null || { echo down; exit 1; }', str(self.file))
+        token = {"TOKEN": Secret("hunter2-canary-51d2e8")}
+        return Standby(workload=CommandWorkload(inspect=looks, restart=start, start=start, environment=token))

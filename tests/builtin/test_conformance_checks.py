@@ -48,21 +48,14 @@ class Ours(CheckConformance):
 
 class TestTcp(Ours):
     inapplicable: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("garbage", "reset", "drip", "endless"), "whoever accepts is reached, whatever is said afterwards"
+        ("silent", "garbage", "reset", "drip", "endless"), "whoever accepts is reached, whatever is said afterwards"
     )
-
-    @pytest.fixture(autouse=True)
-    def _hole(self) -> Iterator[None]:
-        with servers.black_hole() as self.hole:
-            yield
 
     def make(self) -> WireCheck:
         return TcpCheck(address=self.address)
 
     def make_broken(self, fault: str, address: str) -> WireCheck | None:
-        if fault == "silent":  # of a peer that accepts; here the silence is one that does not
-            return TcpCheck(address=self.hole)
-        return TcpCheck(address=address) if fault == "refused" else None
+        return TcpCheck(address=address) if fault in ("refused", "hole") else None
 
 
 class TestHttp(Ours):
@@ -112,12 +105,14 @@ BROKEN_PROGRAMS = {
 
 class TestCommand(CheckConformance):
     runs = 5
+    refusal_is_proven = False  # its program is there, whatever it will say
+    inapplicable: ClassVar[Mapping[str, str]] = {"hole": "a program that has not answered is silent, and no more"}
 
     def make(self) -> HealthCheck:
         return self._running("sys.exit(0)")
 
-    def make_broken(self, fault: str, address: str) -> HealthCheck:
-        return self._running(BROKEN_PROGRAMS[fault])
+    def make_broken(self, fault: str, address: str) -> HealthCheck | None:
+        return self._running(BROKEN_PROGRAMS[fault]) if fault in BROKEN_PROGRAMS else None
 
     def _running(self, code: str) -> HealthCheck:
         program = f"import os, sys, time; os.write(1, os.environ['TOKEN'].encode()); {code}"
@@ -142,7 +137,7 @@ class TestHeartbeat(CheckConformance):
 
 class TestProcessOfAPidFile(CheckConformance):
     inapplicable: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("silent", "drip", "reset"), "a pid file is there and whole, or it is not"
+        ("hole", "silent", "drip", "reset"), "a pid file is there and whole, or it is not"
     )
 
     @pytest.fixture(autouse=True)

@@ -72,7 +72,10 @@ class TestCommand(WorkloadConformance):
     """What runs is a line in a file, and a restart writes another one."""
 
     runs = 5
-    inapplicable: ClassVar[Mapping[str, str]] = {"watch": "a command answers when it is asked, and calls nobody"}
+    inapplicable: ClassVar[Mapping[str, str]] = {
+        "watch": "a command answers when it is asked, and calls nobody",
+        "hole": "a program that has not answered is silent, and no more",
+    }
 
     @pytest.fixture(autouse=True)
     def _file(self, tmp_path: Path) -> None:
@@ -85,7 +88,9 @@ class TestCommand(WorkloadConformance):
     def make_absent(self) -> Workload:
         return self._inspected(("/bin/false",))
 
-    def make_broken(self, fault: str, address: str) -> Workload:
+    def make_broken(self, fault: str, address: str) -> Workload | None:
+        if fault == "hole":
+            return None
         if fault == "refused":
             return self._inspected((os.devnull,))
         program = f"import os, sys, time; os.write(1, os.environ['TOKEN'].encode()); {BROKEN_INSPECTIONS[fault]}"

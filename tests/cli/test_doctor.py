@@ -141,10 +141,11 @@ async def test_a_check_that_leads_nowhere_says_why_but_not_what_it_read(monkeypa
     where = "services.{}.check: it leads nowhere: {} (see its address, and its secrets)"
     assert [str(one) for one in found["a"]] == [where.format("a", "it must begin with x://")]
     assert [str(one) for one in found["b"]] == [where.format("b", "ValueError")]
-    assert [str(one) for one in found["c"]] == [
+    (unread,) = found["c"]
+    assert str(unread) == (
         "services.c: the secret from env NOBODY_SETS_THIS cannot be read: the environment has no NOBODY_SETS_THIS "
         "(set it in the environment selfheal runs in)"
-    ]
+    )
 
 
 @pytest.mark.anyio

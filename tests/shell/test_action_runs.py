@@ -303,6 +303,22 @@ async def test_a_probe_says_what_became_of_it(keys: list[str], finished: list[st
         assert (await made.ending()).settled is settled
 
 
+@pytest.mark.parametrize("expected", [None, "scripted-1"])
+async def test_a_probe_is_told_which_instance_was_meant(expected: str | None) -> None:
+    told: list[str | None] = []
+
+    class Asks(ScriptedWorkload):
+        async def probe(self, context: ActionContext) -> Settled | None:
+            told.append(None if context.expected is None else context.expected.id)
+            return Settled.DONE
+
+    async with hands("restart", workload=Asks()) as made:
+        made.intended = _intended(expected=expected)
+        made.actions.settle(INTENT)
+        assert (await made.ending()).settled is Settled.DONE
+    assert told == [expected]
+
+
 async def test_without_a_probe_another_instance_says_that_it_happened() -> None:
     workload = ScriptedWorkload()
     workload.history.append(Instance(id="scripted-2", run=Run.RUNNING))

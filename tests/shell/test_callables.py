@@ -16,6 +16,7 @@ import anyio.lowlevel
 import pytest
 
 from selfheal.core.model import PASSING, Cause, CheckResult, Verdict
+from selfheal.errors import SecretUnreadable
 from selfheal.shell.blocking import ServiceThreads
 from selfheal.shell.callables import Application, Callables, is_async
 from selfheal.shell.plugin_loop import poke_here
@@ -92,6 +93,7 @@ async def test_a_verdict_and_a_result_count_as_they_are() -> None:
         (ConnectionRefusedError(errno.ECONNREFUSED, "x"), Verdict.FAILING, Cause.ERROR),
         (OSError(errno.EMFILE, "x"), Verdict.INCONCLUSIVE, Cause.ERROR),
         (ImportError("x"), Verdict.INCONCLUSIVE, Cause.CONFIG),
+        (SecretUnreadable("the environment has no URL"), Verdict.INCONCLUSIVE, Cause.CONFIG),
         (NameError("x"), Verdict.INCONCLUSIVE, Cause.ERROR),
         (TypeError("x"), Verdict.INCONCLUSIVE, Cause.ERROR),
         (AttributeError("x"), Verdict.INCONCLUSIVE, Cause.ERROR),

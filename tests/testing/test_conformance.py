@@ -19,7 +19,7 @@ import attrs
 import pytest
 
 from selfheal.core.model import PASSING, Cause, CheckResult, Effect, Instance, Notification, Run, Settled, Verdict
-from selfheal.errors import ActionFailed, NotificationFailed
+from selfheal.errors import ActionFailed, NotificationFailed, Problem
 from selfheal.plugins import ActionContext, CheckContext, Context
 from selfheal.secret import Secret
 from selfheal.shell.plugin_thread import ACTION_GRACE, SLOW_STEP
@@ -111,6 +111,25 @@ class Wire:
         return PASSING if line == b"+PONG\r\n" else CheckResult(Verdict.FAILING, cause=Cause.ERROR)
 
 
+@attrs.frozen(kw_only=True)
+class Both(Good):
+    """The same by a talk, beside its check; and it can prove that it will work."""
+
+    kind: ClassVar[str] = "zoo-both"
+
+    def target(self) -> Target:
+        return Wire(address=self.address).target()
+
+    def talk(self) -> Talk:
+        return Wire(address=self.address).talk()
+
+    async def doctor(self, context: Context) -> list[Problem]:
+        return [] if self.address == SERVER[-1] else [await self.complaint(context)]
+
+    async def complaint(self, context: Context) -> Problem:
+        return Problem(path="check.address", message="it is another", hint="write the right one")
+
+
 def conformance_of(specimen: type) -> type[CheckConformance]:
     class Conformance(CheckConformance):
         runs = 20
@@ -125,7 +144,7 @@ def conformance_of(specimen: type) -> type[CheckConformance]:
 
 
 @pytest.mark.parametrize("duty", duties(CheckConformance))
-@pytest.mark.parametrize("specimen", [Good, Wire])
+@pytest.mark.parametrize("specimen", [Good, Wire, Both])
 def test_a_good_check_does_every_duty(specimen: type, duty: str) -> None:
     passes(conformance_of(specimen), duty)
 
@@ -272,9 +291,106 @@ class NewInstanceEachTime(Good):
         return attrs.evolve(super().judge(reply), instance=f"run-{next(self.numbers)}")
 
 
+class DoctorRaises(Both):
+    async def complaint(self, context: Context) -> Problem:
+        raise OSError("cannot be reached")
+
+
+class DoctorTellsItsSecret(Both):
+    async def complaint(self, context: Context) -> Problem:
+        return Problem(path="check", message=f"redis://:{self.password.reveal()}@", hint="write the right one")
+
+
+class DoctorKnowsNoRemedy(Both):
+    async def complaint(self, context: Context) -> Problem:
+        return Problem(path="check", message="it does not work")
+
+
+class DoctorWillNotEnd(Both):
+    async def complaint(self, context: Context) -> Problem:
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.1)
+        return await super().complaint(context)
+
+
+class DoctorComplainsAnyway(Both):
+    async def doctor(self, context: Context) -> list[Problem]:
+        return [await self.complaint(context)]
+
+
+class DoctorIsAlwaysPleased(Both):
+    async def doctor(self, context: Context) -> list[Problem]:
+        return []
+
+
+class DoctorSaysSo(Both):
+    async def doctor(self, context: Context) -> Any:
+        return "all is well"
+
+
+@pytest.mark.parametrize(
+    ("offender", "words"),
+    [
+        (DoctorRaises, "raised"),
+        (DoctorTellsItsSecret, "shows a secret"),
+        (DoctorKnowsNoRemedy, "what is to be done"),
+        (DoctorWillNotEnd, "does not end"),
+        (DoctorComplainsAnyway, "all is well"),
+        (DoctorIsAlwaysPleased, "nobody whom it could ask"),
+        (DoctorSaysSo, "list of Problem"),
+    ],
+)
+def test_whatever_a_doctor_does_wrong_is_named(offender: type, words: str) -> None:
+    assert words in caught(conformance_of(offender), "test_proves_without_acting")
+
+
+class PassesByItsTalkAlone(Both):
+    async def check(self, context: CheckContext) -> CheckResult:
+        return CheckResult(Verdict.FAILING, cause=Cause.ERROR)
+
+
+class PassesByItsCheckAlone(Both):
+    def talk(self) -> Talk:
+        yield b"PING\r\n"
+        return CheckResult(Verdict.FAILING, cause=Cause.ERROR)
+
+
+class TellsItsSecretByTalk(Both):
+    def talk(self) -> Talk:
+        yield b"PING\r\n"
+        return CheckResult(Verdict.PASSING, summary=f"as user:{self.password.reveal()}")
+
+
+@pytest.mark.parametrize(
+    ("offender", "duty", "road"),
+    [
+        (PassesByItsTalkAlone, "test_passes_when_all_is_well", "check"),
+        (PassesByItsCheckAlone, "test_passes_when_all_is_well", "talk"),
+        (TellsItsSecretByTalk, "test_keeps_its_secrets", "talk"),
+    ],
+)
+def test_a_check_with_two_roads_is_held_to_its_duties_on_each(offender: type, duty: str, road: str) -> None:
+    assert f"by its `{road}`" in caught(conformance_of(offender), duty)
+
+
+def test_the_check_of_two_roads_is_told_that_it_is_the_deep_one() -> None:
+    deep: list[bool] = []
+
+    class Noted(Both):
+        async def check(self, context: CheckContext) -> CheckResult:
+            deep.append(context.deep)
+            return await super().check(context)
+
+    passes(conformance_of(Noted), "test_passes_when_all_is_well")
+    assert set(deep) == {True}
+
+
 @pytest.mark.parametrize(
     ("offender", "duty"),
     [
+        (DoctorRaises, "test_proves_without_acting"),
         (Changeable, "test_is_frozen_and_has_a_kind"),
         (SaysDown, "test_passes_when_all_is_well"),
         (SwallowsErrors, "test_never_passes_on_error"),
@@ -346,9 +462,34 @@ def test_every_duty_of_a_check_has_its_offender() -> None:
 # -- workloads ------------------------------------------------------------------------------------------------------
 
 
+class Careful(ScriptedWorkload):
+    """It does nothing to another incarnation than the one that failed, and knows afterwards what became of it."""
+
+    async def restart(self, context: ActionContext) -> None:
+        self.meant(context)
+        await super().restart(context)
+
+    async def stop(self, context: ActionContext) -> None:
+        self.meant(context)
+        self.end(Run.STOPPED)
+
+    async def start(self, context: ActionContext) -> None:
+        raise ActionFailed("nobody asked for that")
+
+    def meant(self, context: ActionContext) -> None:
+        if context.expected is not None and context.expected.id != self.current.id:
+            raise ActionFailed(f"{self.current.id} runs by now")
+
+    async def probe(self, context: ActionContext) -> Settled | None:
+        return Settled.DONE if context.key in self.keys else Settled.NOT_STARTED
+
+    async def doctor(self, context: Context) -> list[Problem]:
+        return []
+
+
 class WorkloadZoo(WorkloadConformance):
     runs = 5
-    specimen: ClassVar[type] = ScriptedWorkload
+    specimen: ClassVar[type] = Careful
     inapplicable: ClassVar[Mapping[str, str]] = {
         "make_absent": "what is in memory is there",
         "make_broken": "it asks nobody",
@@ -363,12 +504,12 @@ def test_a_good_workload_does_every_duty(duty: str) -> None:
     passes(WorkloadZoo, duty)
 
 
-class NewIdEachTime(ScriptedWorkload):
+class NewIdEachTime(Careful):
     async def inspect(self, context: Context) -> Instance:
         return Instance(id=str(time.monotonic_ns()), run=Run.RUNNING)
 
 
-class SameIdAfterRestart(ScriptedWorkload):
+class SameIdAfterRestart(Careful):
     async def inspect(self, context: Context) -> Instance:
         return Instance(id="the-container", run=Run.RUNNING)
 
@@ -377,25 +518,25 @@ class RunsWhenAbsent(SameIdAfterRestart):
     pass
 
 
-class AssumesTheBest(ScriptedWorkload):
+class AssumesTheBest(Careful):
     async def inspect(self, context: Context) -> Instance:
         return self.history[-1]
 
 
-class Deaf(ScriptedWorkload):
+class Deaf(Careful):
     async def watch(self, context: Context) -> AsyncIterator[Instance]:
         while True:
             await asyncio.sleep(1.0)
             yield self.history[0]
 
 
-class SleepyInspect(ScriptedWorkload):
+class SleepyInspect(Careful):
     async def inspect(self, context: Context) -> Instance:
         time.sleep(0.09)
         return self.current
 
 
-class StubbornInspect(ScriptedWorkload):
+class StubbornInspect(Careful):
     async def inspect(self, context: Context) -> Instance:
         end = time.monotonic() + 1.0
         while time.monotonic() < end:
@@ -404,30 +545,76 @@ class StubbornInspect(ScriptedWorkload):
         return self.current
 
 
-class LeakyInspect(ScriptedWorkload):
+class LeakyInspect(Careful):
     async def inspect(self, context: Context) -> Instance:
         OPENED.append(asyncio.ensure_future(asyncio.sleep(60.0)))
         return self.current
 
 
-class TellingInspect(ScriptedWorkload):
+class TellingInspect(Careful):
     def __repr__(self) -> str:
         return "token=workload-secret"
 
 
-class ChangeableWorkload(ScriptedWorkload):
+class ChangeableWorkload(Careful):
     def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
 
-class Unwatched(ScriptedWorkload):
+class Unwatched(Careful):
     watch = None  # type: ignore[assignment]  # so that it has none
+
+
+class RestartsWhateverRuns(Careful):
+    def meant(self, context: ActionContext) -> None:
+        pass
+
+
+class StopsWhateverRuns(Careful):
+    async def stop(self, context: ActionContext) -> None:
+        self.end(Run.STOPPED)
+
+
+class SaysItDidIt(Careful):
+    async def restart(self, context: ActionContext) -> None:
+        with contextlib.suppress(ActionFailed):
+            await super().restart(context)
+
+
+class ProbeRestarts(Careful):
+    async def probe(self, context: ActionContext) -> Settled | None:
+        await ScriptedWorkload.restart(self, context)
+        return Settled.DONE
+
+
+class ProbeRaises(Careful):
+    async def probe(self, context: ActionContext) -> Settled | None:
+        raise OSError("nobody answers")
+
+
+class ProbeNeverSaw(Careful):
+    async def probe(self, context: ActionContext) -> Settled | None:
+        return Settled.NOT_STARTED
+
+
+class DoctorRestarts(Careful):
+    async def doctor(self, context: Any) -> list[Problem]:
+        await ScriptedWorkload.restart(self, context)
+        return []
 
 
 @pytest.mark.parametrize(
     ("offender", "duty"),
     [
         (Unwatched, "test_passes_over_nothing_in_silence"),
+        (RestartsWhateverRuns, "test_leaves_another_instance_alone"),
+        (StopsWhateverRuns, "test_leaves_another_instance_alone"),
+        (SaysItDidIt, "test_leaves_another_instance_alone"),
+        (ProbeRestarts, "test_probe_never_acts"),
+        (ProbeRaises, "test_probe_never_acts"),
+        (ProbeRaises, "test_probe_knows_a_restart"),
+        (ProbeNeverSaw, "test_probe_knows_a_restart"),
+        (DoctorRestarts, "test_proves_without_acting"),
         (NewIdEachTime, "test_inspects_a_steady_instance"),
         (SameIdAfterRestart, "test_a_restart_is_a_new_instance"),
         (RunsWhenAbsent, "test_what_is_absent_does_not_run"),
@@ -503,6 +690,30 @@ class Mends:
         return Settled.DONE if context.key in DONE else None
 
 
+@attrs.frozen(kw_only=True)
+class MendsWhatItsCheckSees(Mends):
+    """It speaks to whom the service's own check speaks, and acts on the incarnation that failed only."""
+
+    async def run(self, context: ActionContext) -> None:
+        assert isinstance(context.check, Good)
+        self.meant(context)
+        await attrs.evolve(self, address=context.check.address).ask()
+        await super().run(context)
+
+    def meant(self, context: ActionContext) -> None:
+        if context.expected is not None and context.expected.id != RUNS.current.id:
+            raise ActionFailed(f"{RUNS.current.id} runs by now")
+
+    async def doctor(self, context: ActionContext) -> list[Problem]:
+        assert isinstance(context.check, Good)
+        if context.check.address == SERVER[-1]:
+            return []
+        return [Problem(path="check.address", message="it is another", hint="write the right one")]
+
+
+RUNS = ScriptedWorkload()
+
+
 class ActionZoo(ActionConformance):
     runs = 3
     timeout = 5.0
@@ -528,6 +739,94 @@ class ActionZoo(ActionConformance):
 def test_a_good_action_does_every_duty(duty: str) -> None:
     DONE.clear()
     passes(ActionZoo, duty)
+
+
+class BesideZoo(ActionZoo):
+    """An action without an address of its own."""
+
+    specimen: ClassVar[Callable[..., Any]] = MendsWhatItsCheckSees
+    workload = RUNS
+
+    def __init__(self) -> None:
+        self.check = Good(address=SERVER[-1])  # type: ignore[misc]  # there is no server yet when this class is made
+
+    def make_broken(self, fault: str, address: str) -> Any:
+        return None
+
+    def check_at(self, address: str) -> Any:
+        return Good(address=address)
+
+
+@pytest.mark.parametrize("duty", duties(ActionConformance))
+def test_a_good_action_that_reads_its_address_from_the_check_does_every_duty(duty: str) -> None:
+    DONE.clear()
+    passes(BesideZoo, duty)
+
+
+class HidesSilence(MendsWhatItsCheckSees):
+    """It has a time-out of its own, a little before the deadline, and takes that for success."""
+
+    async def run(self, context: ActionContext) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(context.remaining / 2):
+                await super().run(context)
+
+
+class SwallowsItsCancellation(MendsWhatItsCheckSees):
+    async def run(self, context: ActionContext) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await super().run(context)
+
+
+class WillNotEnd(MendsWhatItsCheckSees):
+    async def run(self, context: ActionContext) -> None:
+        end = time.monotonic() + ACTION_GRACE + 1.0
+        while time.monotonic() < end:
+            with contextlib.suppress(asyncio.CancelledError, ActionFailed, OSError):
+                await super().run(context)
+                return
+
+
+class MendsAnotherToo(MendsWhatItsCheckSees):
+    def meant(self, context: ActionContext) -> None:
+        pass
+
+
+class TellsTheChecksPassword(MendsWhatItsCheckSees):
+    async def run(self, context: ActionContext) -> None:
+        assert isinstance(context.check, Good)
+        raise ActionFailed(f"redis://:{context.check.password.reveal()}@{context.check.address}")
+
+
+class DoctorOfActionRaises(MendsWhatItsCheckSees):
+    async def doctor(self, context: ActionContext) -> list[Problem]:
+        raise ActionFailed("cannot be reached")
+
+
+class DoctorMends(MendsWhatItsCheckSees):
+    async def doctor(self, context: ActionContext) -> list[Problem]:
+        DONE.append(context.key)
+        return []
+
+
+@pytest.mark.parametrize(
+    ("offender", "duty"),
+    [
+        (HidesSilence, "test_fails_by_raising"),
+        (SwallowsItsCancellation, "test_can_be_cancelled"),
+        (WillNotEnd, "test_honours_its_deadline"),
+        (MendsAnotherToo, "test_leaves_another_instance_alone"),
+        (TellsTheChecksPassword, "test_keeps_its_secrets"),
+        (DoctorOfActionRaises, "test_proves_without_acting"),
+        (DoctorMends, "test_proves_without_acting"),
+    ],
+)
+def test_a_bad_action_is_caught_though_its_address_is_the_check_s(offender: Callable[..., Any], duty: str) -> None:
+    class Zoo(BesideZoo):
+        specimen = offender
+
+    DONE.clear()
+    assert caught(Zoo, duty)
 
 
 class NoVerb(Mends):
@@ -564,6 +863,17 @@ class ProbeForgets(Mends):
 class ProbeSaysYes(Mends):
     async def probe(self, context: ActionContext) -> Any:
         return True
+
+
+class ProbeActs(Mends):
+    async def probe(self, context: ActionContext) -> Settled | None:
+        DONE.append(context.key)
+        return None
+
+
+class ProbeGuesses(Mends):
+    async def probe(self, context: ActionContext) -> Settled | None:
+        return Settled.FAILED
 
 
 class HidesFailure(Mends):
@@ -617,6 +927,9 @@ class ChangeableAction(Mends):
         (ProbeKnowsAll, "test_probe_answers"),
         (ProbeForgets, "test_probe_answers"),
         (ProbeSaysYes, "test_probe_answers"),
+        (ProbeActs, "test_probe_never_acts"),
+        (ProbeGuesses, "test_probe_never_acts"),
+        (ProbeKnowsAll, "test_probe_never_acts"),
         (HidesFailure, "test_fails_by_raising"),
         (BlockingCommand, "test_does_not_block_the_loop"),
         (TellsItsToken, "test_keeps_its_secrets"),
@@ -729,6 +1042,11 @@ def never_refused(address: str, refused: bool = False) -> Tells | None:
     return None if refused else Tells(address=address)
 
 
+class ProvingNotifier(Tells):
+    async def doctor(self, context: Context) -> list[Problem]:
+        raise OSError("nobody is there")
+
+
 class ChangeableNotifier(Tells):
     def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -746,6 +1064,7 @@ class ChangeableNotifier(Tells):
         (BlockingNotifier, "test_does_not_block_the_loop"),
         (TellingNotifier, "test_keeps_its_secrets"),
         (LeakyNotifier, "test_leaves_nothing_behind"),
+        (ProvingNotifier, "test_proves_without_acting"),
         (ChangeableNotifier, "test_is_frozen_and_has_a_kind"),
     ],
 )
@@ -786,13 +1105,16 @@ def test_a_secret_that_could_be_given_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("zoo", "conformance"),
+    ("zoos", "conformance"),
     [
-        (test_a_bad_workload_is_caught_by_its_duty, WorkloadConformance),
-        (test_a_bad_action_is_caught_by_its_duty, ActionConformance),
-        (test_a_bad_notifier_is_caught_by_its_duty, NotifierConformance),
+        ([test_a_bad_workload_is_caught_by_its_duty], WorkloadConformance),
+        (
+            [test_a_bad_action_is_caught_by_its_duty, test_a_bad_action_is_caught_though_its_address_is_the_check_s],
+            ActionConformance,
+        ),
+        ([test_a_bad_notifier_is_caught_by_its_duty], NotifierConformance),
     ],
 )
-def test_every_other_duty_has_its_offender(zoo: Any, conformance: type) -> None:
-    (mark,) = [mark for mark in zoo.pytestmark if mark.name == "parametrize"]
-    assert {duty for _, duty in mark.args[1]} == set(duties(conformance))
+def test_every_other_duty_has_its_offender(zoos: list[Any], conformance: type) -> None:
+    marks = [mark for zoo in zoos for mark in zoo.pytestmark if mark.name == "parametrize"]
+    assert {duty for mark in marks for _, duty in mark.args[1]} == set(duties(conformance))

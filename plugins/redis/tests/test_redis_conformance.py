@@ -21,7 +21,6 @@ from selfheal.testing import servers
 from selfheal.testing.conformance import ActionConformance, CheckConformance
 from selfheal.testing.probing import Turned
 from selfheal.testing.stage import Stage, descriptors, verdict_of
-from selfheal.wire import Talk, Target, WireCheck
 from selfheal_redis.check import RedisCheck
 from selfheal_redis.failover import Failover
 from selfheal_redis.reconnect import Reconnect
@@ -30,21 +29,6 @@ from selfheal_redis.reset_cache import ResetCache
 pytestmark = [pytest.mark.server, pytest.mark.real_time]
 
 TOKEN = "hunter2-canary-51d2e8"
-
-
-@attrs.frozen(kw_only=True)
-class Talked:
-    """The light road of the check alone: the kit takes the other one where a class has both."""
-
-    kind: ClassVar[str] = "redis"
-
-    whole: RedisCheck
-
-    def target(self) -> Target:
-        return self.whole.target()
-
-    def talk(self) -> Talk:
-        return self.whole.talk()
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +42,9 @@ def at(address: str) -> RedisCheck:
     return RedisCheck(url=f"redis://{address}", password=Secret(TOKEN))
 
 
-class TestLight(CheckConformance):
-    runs = 10
-    secret = TOKEN
+class TestCheck(CheckConformance):
+    """Its talk and its check alike."""
 
-    @pytest.fixture(autouse=True)
-    def _server(self, well: RedisServer) -> None:
-        self.address = well.address
-
-    def make(self) -> WireCheck:
-        return Talked(whole=at(self.address))
-
-    def make_broken(self, fault: str, address: str) -> WireCheck:
-        return Talked(whole=at(address))
-
-
-class TestDeep(CheckConformance):
     runs = 10
 
     @pytest.fixture(autouse=True)
@@ -117,8 +88,8 @@ class Acts(ActionConformance):
     def make_failing(self) -> Action:
         return self.beside(attrs.evolve(at(self.well.address), password=Secret("wrong")))
 
-    def make_broken(self, fault: str, address: str) -> Action:
-        return self.beside(at(address))
+    def check_at(self, address: str) -> HealthCheck | None:
+        return at(address)
 
 
 class TestReconnectOfOurOwn(Acts):
@@ -135,7 +106,7 @@ class TestReconnectOfOurOwn(Acts):
     def make_failing(self) -> Any:
         return None
 
-    def make_broken(self, fault: str, address: str) -> Any:
+    def check_at(self, address: str) -> None:
         return None
 
 

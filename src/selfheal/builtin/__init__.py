@@ -29,8 +29,12 @@ def selfheal_register_workloads() -> Mapping[str, str]:
 
 @hookimpl
 def selfheal_register_actions() -> Mapping[str, str]:
-    # "http" is no verb of a check: it is the hook a step names itself, `{ action = "restart", http = { url = … } }`.
-    return {"http": "selfheal.builtin.actions:HttpHook"}
+    # These are no verbs of a check: a step names one itself, as in `{ action = "restart", http = { url = … } }`.
+    return {
+        "http": "selfheal.builtin.actions:HttpHook",
+        "directory": "selfheal.builtin.cache_directory:CacheDirectory",
+        "standby": "selfheal.builtin.standby:Standby",
+    }
 
 
 @hookimpl

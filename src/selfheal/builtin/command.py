@@ -321,6 +321,7 @@ class CommandWorkload:
 
     async def restart(self, context: ActionContext) -> None:
         """Restart it. Raises `ActionFailed` when a command fails; then the next is not run."""
+        await self._as_expected(context)
         if self._restart:
             return await self._do(context, "restart", self._restart)
         await self._do(context, "stop", self._stop)
@@ -332,6 +333,7 @@ class CommandWorkload:
 
     async def stop(self, context: ActionContext) -> None:
         """Stop it. Raises `ActionFailed` when there is no command for it, or it fails."""
+        await self._as_expected(context)
         await self._do(context, "stop", self._stop)
 
     async def scale_up(self, context: ActionContext) -> None:
@@ -349,6 +351,15 @@ class CommandWorkload:
             raise ActionFailed("scale_up: `inspect` does not say `count=…` of what runs; it might be scaling down")
         if int(facts["count"]) < to:
             await self._do(context, "scale", self._scale, {"{to}": str(to)})
+
+    async def _as_expected(self, context: ActionContext) -> None:
+        """Raise `ActionFailed` unless this is the incarnation whose failure was seen (law 17)."""
+        expected = context.expected
+        if expected is None or expected.run is Run.UNKNOWN:
+            return
+        now = await self.inspect(context)
+        if now.id != expected.id:
+            raise ActionFailed(f"{now.id} runs by now, not {expected.id} whose failure was seen; left alone")
 
     async def _do(
         self, context: ActionContext, verb: str, arguments: tuple[str, ...], values: Mapping[str, str] | None = None

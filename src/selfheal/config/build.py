@@ -354,7 +354,8 @@ class _Builder:
             if "recovery_actions" in layer:
                 kind = getattr(type(check), "kind", None)
                 here = below(where, "recovery_actions")
-                return read_ladder(layer["recovery_actions"], here, self.notes, self.tables, kind, workload)
+                ladder = layer["recovery_actions"]
+                return read_ladder(ladder, here, self.notes, self.tables, kind, workload, self._plugin)
         return ()
 
     def _object(self, section: str, table: object, path: str, ours: Mapping[str, Any] | None = None) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
 
 import attrs
 
@@ -12,11 +12,17 @@ from selfheal.config.read import below
 from selfheal.config.schema import UNREAD, Notes
 from selfheal.core.model import MANUAL, Dependency, DependencyKind, Step, WhenDisabled
 from selfheal.errors import PluginError
-from selfheal.ladder import EFFECTS, HTTP, METHODS, STEP_KEYS, Rung
+from selfheal.ladder import EFFECTS, HTTP, METHODS, NAMED, STEP_KEYS, Rung
 from selfheal.loading import Tables
 from selfheal.service import depends
 
 _SHARED: Final = frozenset(STEP_KEYS) - {"action"}
+
+STANDBY: Final = "standby"
+"""The key of a step under which a workload stands that is to take over; text under it is another action's option."""
+
+Make: TypeAlias = "Callable[[str, str, str, Mapping[str, Any], str, Mapping[str, Any]], Any]"
+"""(section, kind, path of the kind, options, path, values of ours) -> the plugin object, or `UNREAD` after a note."""
 
 
 @attrs.frozen(kw_only=True)
@@ -48,7 +54,9 @@ def read_depends(items: object, path: str, notes: Notes) -> Any:
     return tuple(found) if len(found) == len(items) else UNREAD
 
 
-def read_ladder(items: object, path: str, notes: Notes, tables: Tables, kind: object, workload: object) -> Any:
+def read_ladder(
+    items: object, path: str, notes: Notes, tables: Tables, kind: object, workload: object, make: Make
+) -> Any:
     """Return the ladder of a service whose check is of `kind`; `UNREAD` after a note."""
     if not isinstance(items, list):
         return notes.wrong(path, "is not a list", 'write ["restart"]')
@@ -61,13 +69,20 @@ def read_ladder(items: object, path: str, notes: Notes, tables: Tables, kind: ob
             notes.wrong(where, "is no step", 'write a verb, or { action = "…" }')
         elif not isinstance(verb := item.get("action"), str):
             notes.wrong(where, "it does not say its action", 'write { action = "restart" }')
-        elif (rung := _rung(verb, item, where, notes, tables, kind, workload)) is not UNREAD:
+        elif (rung := _rung(verb, item, where, notes, tables, kind, workload, make)) is not UNREAD:
             found.append(rung)
     return tuple(found) if len(found) == len(items) else UNREAD
 
 
 def _rung(
-    verb: str, item: Mapping[str, Any], path: str, notes: Notes, tables: Tables, kind: object, workload: object
+    verb: str,
+    item: Mapping[str, Any],
+    path: str,
+    notes: Notes,
+    tables: Tables,
+    kind: object,
+    workload: object,
+    make: Make,
 ) -> Any:
     told = len(notes.problems)
     keys = schema.shape(Step)
@@ -79,11 +94,16 @@ def _rung(
                 value = schema.judged(keys[key].field, value, below(path, key), notes)
             if value is not UNREAD:
                 given[key] = value
-    by = None
-    if HTTP in item:
+    by, named = None, _named(item)
+    if len(named) > 1:
+        return notes.wrong(path, f"it names {' and '.join(named)}", "a step has one action; make two steps of it")
+    own = {key: value for key, value in item.items() if key not in STEP_KEYS and key not in named}
+    if HTTP in named:
         effect = given.get("effect", EFFECTS.get(verb))
         by = _hook(item[HTTP], below(path, HTTP), notes, tables, {"verb": verb, "effect": effect})
-    options = _options(verb, item, path, notes, tables, kind, workload)
+    elif named:
+        by, own = _by(named[0], item[named[0]], own, path, make), {}
+    options = _options(verb, own, path, notes, tables, kind, workload)
     if len(notes.problems) > told:
         return UNREAD
     try:
@@ -105,11 +125,30 @@ def _hook(table: object, path: str, notes: Notes, tables: Tables, ours: Mapping[
     return schema.construct(cls, table, path, notes, fixed=fixed)
 
 
+def _named(item: Mapping[str, Any]) -> list[str]:
+    """Return the keys by which a step names an action that belongs to no check."""
+    found = [key for key in NAMED if key in item]
+    if STANDBY in found and not (isinstance(item[STANDBY], Mapping) and "kind" in item[STANDBY]):
+        found.remove(STANDBY)
+    return found
+
+
+def _by(name: str, table: object, own: Mapping[str, Any], path: str, make: Make) -> Any:
+    """Return the action that a step names; what else stands in the step is its own."""
+    where = below(path, name)
+    if name != STANDBY:
+        given = {**own, **table} if isinstance(table, Mapping) else {**own, "path": table}
+        return make("action", name, where, given, where if isinstance(table, Mapping) else path, {})
+    assert isinstance(table, Mapping)
+    options = {key: value for key, value in table.items() if key != "kind"}
+    workload = make("workload", str(table["kind"]), below(where, "kind"), options, where, {})
+    return UNREAD if workload is UNREAD else make("action", name, where, own, path, {"workload": workload})
+
+
 def _options(
-    verb: str, item: Mapping[str, Any], path: str, notes: Notes, tables: Tables, kind: object, workload: object
+    verb: str, options: dict[str, Any], path: str, notes: Notes, tables: Tables, kind: object, workload: object
 ) -> dict[str, Any]:
     """Return the keys that are the action's own, typed where the plugin's action has fields of these names."""
-    options = {key: value for key, value in item.items() if key not in STEP_KEYS and key != HTTP}
     name = f"{kind}.{verb}"
     if not options or name not in tables.actions or (verb in METHODS and isinstance(workload, METHODS[verb])):
         return options
@@ -127,10 +166,13 @@ def ladder_needs(table: Mapping[str, Any]) -> set[tuple[str, str]]:
     kind = check.get("kind") if isinstance(check, Mapping) else None
     if not isinstance(items, list) or not isinstance(kind, str):
         return set()
-    found = set()
+    found: set[tuple[str, str]] = set()
     for item in items:
         verb = item.get("action") if isinstance(item, Mapping) else item
-        ours = verb == MANUAL or (isinstance(item, Mapping) and HTTP in item)
+        named = _named(item) if isinstance(item, Mapping) else []
+        ours = verb == MANUAL or bool(named)
+        if STANDBY in named and isinstance(kept := item[STANDBY]["kind"], str):
+            found.add(("workload", kept))
         if isinstance(verb, str) and not ours and not (verb in METHODS and "workload" in table):
             found.add(("action", f"{kind}.{verb}"))
     return found

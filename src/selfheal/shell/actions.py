@@ -231,7 +231,7 @@ class Actions:
         if intended is None or entry is None or intended.step >= len(entry.steps):
             return Settled.IN_DOUBT, "its service or its step is gone"
         resolved = entry.steps[intended.step]
-        act = self._act(intent, entry, resolved, None)
+        act = self._act(intent, entry, resolved, _remembered(intended))
         over = intended.at + intended.timeout
         while True:
             told = await self._probe(entry, resolved, act)
@@ -268,6 +268,11 @@ async def _acted(entry: Entry, method: Callable[[ActionContext], Awaitable[None]
     except Exception:
         await entry.scrubber.read()
         raise
+
+
+def _remembered(intended: Intended) -> Instance | None:
+    """Return the instance an intent was meant for. Only who it was is on record: RUNNING stands for how it stood."""
+    return None if intended.expected is None else Instance(id=intended.expected, run=Run.RUNNING)
 
 
 def _refusal(instance: Instance, expected: str | None) -> tuple[Settled, str] | None:

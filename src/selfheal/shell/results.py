@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 import attrs
 
 from selfheal.core.model import PASSING, Cause, CheckResult, Scalar, Verdict
+from selfheal.errors import ConfigurationError, SecretUnreadable
 from selfheal.plugins import CheckContext, HealthCheck
 from selfheal.secret import Secret, scrub
 from selfheal.shell.blocking import StillStuck
@@ -42,6 +43,8 @@ REMEMBERED: Final = 4
 """Values of one secret that are scrubbed: a rotated password may still stand in an old connection's error."""
 
 _BUGS: Final = (ImportError, NameError, TypeError, AttributeError)
+_UNSET: Final = (ConfigurationError, SecretUnreadable)
+"""What a callable raises that has nothing to ask with."""
 
 
 # -- what the runner calls ------------------------------------------------------------------------------------------
@@ -97,8 +100,9 @@ def of_callable(outcome: Outcome, *, timeout: float) -> CheckResult:
         return of_outcome(outcome, timeout=timeout)
     if isinstance(error, ImportError) or not isinstance(error, Exception) or _ours(error):
         return Scrubber(None).clean(of_exception(error))
-    verdict = Verdict.INCONCLUSIVE if isinstance(error, _BUGS) else Verdict.FAILING
-    return Scrubber(None).clean(CheckResult(verdict, cause=Cause.ERROR, summary=_told(error)))
+    verdict = Verdict.INCONCLUSIVE if isinstance(error, (*_BUGS, *_UNSET)) else Verdict.FAILING
+    cause = Cause.CONFIG if isinstance(error, _UNSET) else Cause.ERROR
+    return Scrubber(None).clean(CheckResult(verdict, cause=cause, summary=_told(error)))
 
 
 # -- values and exceptions -------------------------------------------------------------------------------------------

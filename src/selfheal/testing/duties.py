@@ -6,16 +6,20 @@ plugin for it, is not silently done: it is named in `inapplicable` with the reas
 
 from __future__ import annotations
 
+import json
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 import attrs
 
-from selfheal.shell.plugin_thread import Kind, Outcome
+from selfheal.core.model import CheckResult, Instance
+from selfheal.errors import Problem
+from selfheal.plugins import Context, Proving
+from selfheal.shell.plugin_thread import Ending, Kind, Outcome
 from selfheal.shell.results import secret_forms
 from selfheal.testing import servers
-from selfheal.testing.stage import FAULTS, SERVICE, Stage, on_every_host
+from selfheal.testing.stage import FAULTS, HANGING, SERVICE, Stage, children, on_every_host
 
 SLACK: Final = 0.1
 """Seconds by which a deadline may be missed."""
@@ -30,6 +34,14 @@ TRIES: Final = 3
 def fail(duty: str) -> None:
     """Say which duty was not done. Raises `AssertionError`."""
     raise AssertionError(duty)
+
+
+def as_json(name: str, value: CheckResult | Instance) -> None:
+    """See that what a plugin says can be stored. Raises `AssertionError`."""
+    try:
+        json.dumps(attrs.asdict(value), allow_nan=False)
+    except (TypeError, ValueError) as problem:
+        fail(f"cannot be written as JSON in the situation {name!r}: {problem}")
 
 
 class Duties:
@@ -54,6 +66,9 @@ class Duties:
     What is neither made nor named here fails `test_passes_over_nothing_in_silence`; so does what is both.
     """
 
+    refusal_is_proven: ClassVar[bool] = True
+    """Whether its `doctor`, if it has one, must find out that its peer refuses; False where it asks no peer."""
+
     def make(self) -> Any:
         """Return the plugin, with everything well around it."""
         raise NotImplementedError("make: return your plugin, configured for a server that is well")
@@ -65,6 +80,22 @@ class Duties:
         make, kind = self._call(stage, plugin, timeout)
         return await stage.loops.run(SERVICE, make, timeout=timeout, kind=kind)
 
+    def _hosted(self, body: Callable[[Stage], Awaitable[None]]) -> None:
+        """Look at a duty from every host."""
+        on_every_host(body)
+
+    def _context(self, stage: Stage, plugin: Any, timeout: float) -> Context:
+        """Return what `doctor` is given."""
+        return stage.contexts.plain(SERVICE, plugin, timeout)
+
+    def _secrets(self, plugin: Any) -> list[str]:
+        """Return what must not be shown."""
+        return secret_forms(plugin, self.secret)
+
+    async def _seen(self, stage: Stage, plugin: Any) -> object:
+        """Return what would show that something was done, when all is well."""
+        return None
+
     def _situations(self, only: str | None = None) -> Iterator[tuple[str, Any, float]]:
         """Yield a name, a plugin and its deadline for every situation the author can make, or for one of them."""
         if only in (None, "well"):
@@ -74,7 +105,7 @@ class Duties:
         """Return what some duty needs beyond `make`, each with whether the author gives it."""
         plugin = self.make()
         secret = any("Secret" in str(field.type) for field in attrs.fields(type(plugin)))
-        return {"secret": bool(secret_forms(plugin, self.secret))} if secret else {}
+        return {"secret": bool(self._secrets(plugin))} if secret else {}
 
     def test_passes_over_nothing_in_silence(self) -> None:
         offered = self._offered()
@@ -114,7 +145,7 @@ class Duties:
             if min(gaps) > LONGEST_STEP:
                 fail(f"stood on its loop for {min(gaps) * 1e3:.0f} ms at a time; {LONGEST_STEP * 1e3:.0f} are allowed")
 
-        on_every_host(body)
+        self._hosted(body)
 
     def test_keeps_its_secrets(self) -> None:
         async def body(stage: Stage) -> None:
@@ -123,11 +154,11 @@ class Duties:
                 shown = [repr(plugin), str(plugin), repr(outcome.value), str(outcome.value)]
                 if outcome.error is not None:
                     shown += ["".join(traceback.format_exception(outcome.error)), repr(outcome.error.args)]
-                for form in secret_forms(plugin, self.secret):
+                for form in self._secrets(plugin):
                     if any(form in text for text in shown):
                         fail(f"shows a secret in the situation {name!r}")
 
-        on_every_host(body)
+        self._hosted(body)
 
     def test_leaves_nothing_behind(self) -> None:
         async def body(stage: Stage) -> None:
@@ -142,7 +173,42 @@ class Duties:
                 if more := (await stage.settled(before, self.patience)).more_than(before):
                     fail(f"{self.runs} runs in the situation {name!r} left behind: {more}")
 
-        on_every_host(body)
+        self._hosted(body)
+
+    def test_proves_without_acting(self) -> None:
+        async def body(stage: Stage) -> None:
+            for name, plugin, timeout in self._situations():
+                if isinstance(plugin, Proving):
+                    await self._proves(stage, name, plugin, timeout)
+
+        self._hosted(body)
+
+    async def _proves(self, stage: Stage, name: str, plugin: Any, timeout: float) -> None:
+        """Look at its `doctor` in one situation: what it may do, and what it must not."""
+        before = (children(), await self._seen(stage, plugin) if name == "well" else None)
+        outcome = await stage.run(lambda: plugin.doctor(self._context(stage, plugin, timeout)), timeout)
+        where = f"doctor, in the situation {name!r}"
+        if named := stage.named("blocked", "ignored_cancellation"):
+            fail(f"{where}: does not end when its deadline has passed: {named[0]}")
+        if outcome.ending is Ending.EXCEPTION:
+            fail(f"{where}: raised {outcome.error!r}; return a Problem that says what to do")
+        after = (children(), await self._seen(stage, plugin) if name == "well" else None)
+        if after != before:
+            fail(f"{where}: did something, where it should only have proven: {before!r} became {after!r}")
+        if outcome.ending is not Ending.VALUE:
+            return  # its deadline has cut it short, and it has obeyed
+        said = [one for one in outcome.value if isinstance(one, Problem)] if isinstance(outcome.value, Sequence) else []
+        if not isinstance(outcome.value, Sequence) or len(said) < len(outcome.value):
+            fail(f"{where}: returned {outcome.value!r:.200}, where a list of Problem was due")
+        for problem in said:
+            if not (problem.path and problem.message and problem.hint):
+                fail(f"{where}: {problem} lacks its path, its message or its hint: what is to be done?")
+            if any(form in repr(problem) or form in str(problem) for form in self._secrets(plugin)):
+                fail(f"{where}: shows a secret")
+        if name == "well" and said:
+            fail(f"{where}: complains though all is well: {said[0]}")
+        if name == "refused" and not said and self.refusal_is_proven:
+            fail(f"{where}: finds nothing, and there is nobody whom it could ask")
 
 
 class RemoteDuties(Duties):
@@ -167,21 +233,23 @@ class RemoteDuties(Duties):
         for fault in faults:
             if fault in self.faults:
                 with FAULTS[fault]() as address:
-                    plugin = self.make_broken(fault, address)
-                    if plugin is not None:
-                        yield fault, plugin, min(self.timeout, 0.3)
+                    yield from self._facing(fault, address)
+
+    def _facing(self, fault: str, address: str) -> Iterator[tuple[str, Any, float]]:
+        """Yield the plugin and the time it has, speaking to a peer with this fault."""
+        plugin = self.make_broken(fault, address)
+        if plugin is not None:
+            yield fault, plugin, min(self.timeout, 0.3)
 
     def _unanswered(self) -> Iterator[tuple[str, Any, float]]:
         """Yield the situations in which no answer can have come: a reset in the midst of one may have said yes."""
-        yield from self._broken(("refused", "silent", "garbage"))
+        yield from self._broken(("refused", "hole", "silent", "garbage", "drip"))
         with servers.reset(b"") as address:
-            plugin = self.make_broken("reset", address)
-            if plugin is not None:
-                yield "reset", plugin, min(self.timeout, 0.3)
+            yield from self._facing("reset", address)
 
     def test_honours_its_deadline(self) -> None:
         async def body(stage: Stage) -> None:
-            for fault, plugin, _ in self._broken(("silent", "drip", "endless")):
+            for fault, plugin, _ in self._broken(HANGING):
                 late: list[float] = []
                 while len(late) < TRIES and (not late or min(late) > SLACK):
                     outcome = await self._run(stage, plugin, 0.3)
@@ -191,17 +259,25 @@ class RemoteDuties(Duties):
                 if min(late) > SLACK:
                     fail(f"ended {min(late) * 1e3:.0f} ms after its deadline ({fault!r})")
 
-        on_every_host(body)
+        self._hosted(body)
 
     def test_can_be_cancelled(self) -> None:
         async def body(stage: Stage) -> None:
-            for fault, plugin, _ in self._broken(("silent",)):
+            for fault, plugin, _ in self._broken(("hole", "silent")):
                 for after in (0.0, 0.001, 0.01, 0.05):
                     make, kind = self._call(stage, plugin, 5.0)
-                    _, took = await stage.cancelled_after(after, make, kind)
+                    returned: list[object] = []
+
+                    async def watched(make: Any = make, returned: list[object] = returned) -> object:
+                        returned.append(await make())
+                        return returned[0]
+
+                    _, took = await stage.cancelled_after(after, watched, kind)
+                    if returned and kind in ("action", "other"):
+                        fail(f"was cancelled, and returned as if its work were done ({fault!r}): {returned[0]!r:.100}")
                     if named := stage.named("blocked", "ignored_cancellation"):
                         fail(f"does not end when it is cancelled ({fault!r}): {named[0]}")
                     if took > SLACK and kind != "action":
                         fail(f"took {took * 1e3:.0f} ms to end when it was cancelled ({fault!r})")
 
-        on_every_host(body)
+        self._hosted(body)

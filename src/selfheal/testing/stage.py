@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 import attrs
@@ -39,14 +39,27 @@ LOOP_DESCRIPTORS: Final = 3
 
 FAULTS: Final[dict[str, Callable[[], AbstractContextManager[str]]]] = {
     "refused": servers.refuse,
+    "hole": servers.black_hole,
     "silent": servers.hang,
     "garbage": servers.garbage,
     "reset": servers.reset,
     "drip": partial(servers.drip, b"x" * 10_000, 0.05),
     "endless": servers.endless_body,
 }
-"""What can be wrong with a peer: it refuses, accepts and says nothing, says nonsense, resets in the middle of its
-answer, says one byte at a time, or never stops."""
+"""What can be wrong with a peer: it refuses, is a black hole (no connection comes about, and none is refused), accepts
+and says nothing, says nonsense, resets in the middle of its answer, says one byte at a time, or never stops."""
+
+HANGING: Final = ("hole", "silent", "drip", "endless")
+"""The faults of a peer that end nothing by themselves: only a deadline does."""
+
+Road: TypeAlias = Literal["check", "talk"]
+"""The two ways in which a check may be written; a class may have both."""
+
+
+def roads_of(plugin: object) -> tuple[Road, ...]:
+    """Return the roads of a check."""
+    roads: list[Road] = ["check"] if isinstance(plugin, HealthCheck) and callable(plugin.check) else []
+    return (*roads, "talk") if callable(getattr(plugin, "talk", None)) else tuple(roads)
 
 
 class Stage:
@@ -61,11 +74,18 @@ class Stage:
         """Run a check once; its outcome is raw, neither translated nor scrubbed."""
         return await self.loops.run(SERVICE, self.make_check(plugin, timeout), timeout=timeout)
 
-    def make_check(self, plugin: HealthCheck | WireCheck, timeout: float) -> Callable[[], Awaitable[object]]:
-        """Return what makes the coroutine of one check; a wire check is conversed with."""
-        if isinstance(plugin, HealthCheck):
-            return lambda: plugin.check(self.contexts.for_check(SERVICE, plugin, timeout))
-        return lambda: converse(plugin, timeout)
+    def make_check(
+        self, plugin: HealthCheck | WireCheck, timeout: float, road: Road | None = None
+    ) -> Callable[[], Awaitable[object]]:
+        """Return what makes the coroutine of one check; a wire check is conversed with.
+
+        Of a check with two roads `road` is taken, by default its `check`. That is its thorough one, and is told so.
+        """
+        roads = roads_of(plugin)
+        some: Any = plugin
+        if (road or roads[0]) == "talk":
+            return lambda: converse(some, timeout)
+        return lambda: some.check(self.contexts.for_check(SERVICE, plugin, timeout, deep=len(roads) > 1))
 
     async def run(self, make: Callable[[], Awaitable[object]], timeout: float, kind: Kind = "other") -> Outcome:
         """Run any coroutine of a plugin."""

@@ -1,4 +1,4 @@
-"""Containers of a Docker Engine, and services of a compose project, as workloads of selfheal."""
+"""Containers of a Docker Engine, and services of a compose project or a swarm, as workloads of selfheal."""
 
 from __future__ import annotations
 
@@ -10,4 +10,5 @@ def selfheal_register_workloads() -> dict[str, str]:
     return {
         "docker": "selfheal_docker.workload:DockerWorkload",
         "compose": "selfheal_docker.compose:ComposeWorkload",
+        "swarm": "selfheal_docker.swarm:SwarmWorkload",
     }

@@ -28,7 +28,7 @@ from selfheal_docker.api import DEFAULT, Docker, check_host
 from selfheal_docker.compose_command import Compose
 from selfheal_docker.container import ABSENT, Container, Memory
 from selfheal_docker.listening import Filters, changes
-from selfheal_docker.workload import UNEXPLAINED, check_unexplained
+from selfheal_docker.workload import UNEXPLAINED, check_named_again, check_unexplained
 
 PROJECT: Final = "com.docker.compose.project"
 SERVICE: Final = "com.docker.compose.service"
@@ -103,8 +103,7 @@ class ComposeWorkload:
     _memory: Memory = attrs.field(factory=Memory, init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        if self.scale_stateful not in (None, self.service):
-            raise ValueError(f"scale_stateful: {self.scale_stateful!r} is not this service's name, {self.service!r}")
+        check_named_again(self.scale_stateful, self.service)
 
     @property
     def _docker(self) -> Docker:
@@ -257,7 +256,10 @@ class ComposeWorkload:
         if context.expected is None or context.expected.run is Run.UNKNOWN or " " in context.expected.id:
             return None
         before = set(context.expected.id.split(","))
-        running = {one.incarnation for one, _, _ in await self._seen(self._docker, context) if one.running}
+        try:
+            running = {one.incarnation for one, _, _ in await self._seen(self._docker, context) if one.running}
+        except (OSError, ActionFailed):
+            return None
         return Settled.DONE if running and not running & before else None
 
     # -- how ---------------------------------------------------------------------------------------------------------
@@ -289,6 +291,12 @@ class ComposeWorkload:
 
     async def doctor(self, context: Context) -> list[Problem]:
         """Say, without acting, what would stand in the way of everything this workload may be asked to do."""
+        try:
+            return await self._problems(context)
+        except (OSError, ActionFailed) as problem:
+            return [doctor.unanswered(self._docker, problem)]
+
+    async def _problems(self, context: Context) -> list[Problem]:
         problems = await doctor.of_engine(self._docker, context, self.verbs() - {"scale_up"})
         if problems:
             return problems
@@ -302,7 +310,8 @@ class ComposeWorkload:
             try:
                 problems += await self._against_scaling(seen)
             except (ActionFailed, OSError) as problem:
-                problems.append(Problem(path="workload.directory", message=str(problem)))
+                hint = "see what docker compose config says in `directory`"
+                problems.append(Problem(path="workload.directory", message=str(problem), hint=hint))
         return problems
 
 

@@ -30,11 +30,8 @@ async def of_engine(docker: Docker, context: Context, verbs: Collection[str]) ->
     """Return what stands between this process and Docker, and which of `verbs` it would not be allowed."""
     try:
         seen = await docker.get(context, "/containers/json", limit="1")
-    except socket.gaierror as problem:
-        return [Problem(path="workload.host", message=f"{docker.host}: {problem}", hint="correct the name")]
     except (OSError, ActionFailed) as problem:
-        text, _, hint = line(problem, 400).partition("; ")
-        return [Problem(path="workload.host", message=text, hint=hint)]
+        return [unanswered(docker, problem)]
     problems = []
     if seen.status != 200:
         problems.append(
@@ -48,6 +45,14 @@ async def of_engine(docker: Docker, context: Context, verbs: Collection[str]) ->
         problems += await _allowed(docker, context, verb)
     problems += await _may_listen(docker, context)
     return problems
+
+
+def unanswered(docker: Docker, problem: OSError | ActionFailed) -> Problem:
+    """Return the problem that Docker gives no answer, or none that can be read."""
+    if isinstance(problem, socket.gaierror):
+        return Problem(path="workload.host", message=f"{docker.host}: {problem}", hint="correct the name")
+    text, _, hint = line(problem, 400).partition("; ")
+    return Problem(path="workload.host", message=text, hint=hint or "see that Docker runs and answers there")
 
 
 async def _allowed(docker: Docker, context: Context, verb: str) -> list[Problem]:
@@ -125,6 +130,26 @@ def of_container(
                 hint=f"docker update --cpus … {named}, or leave cpus_max away",
             )
         )
+    return problems
+
+
+async def of_swarm(docker: Docker, context: Context) -> list[Problem]:
+    """Return what stands between this process and the services of a swarm."""
+    problems = []
+    for path, setting in (("/services", "SERVICES=1"), ("/tasks", "TASKS=1")):
+        reply = await docker.get(context, path, filters='{"name": ["selfheal-doctor-nobody"]}')
+        if reply.status == 503:
+            hint = "name a manager of the swarm in `host`; docker swarm init makes one of this node"
+            return [Problem(path="workload.host", message=f"{docker.host} is no manager of a swarm", hint=hint)]
+        if reply.status != 200:
+            message = f"{path[1:]} may not be looked at ({reply.status})"
+            problems.append(Problem(path="workload.host", message=message, hint=_hint(setting)))
+    nobody = f"selfheal-doctor-{secrets.token_hex(16)}"
+    reply = await docker.post(context, f"/services/{nobody}/update", {}, version="1")
+    if reply.status in (401, 403, 405):
+        message = f"services may not be updated here ({reply.status}), so neither restart nor scale_up is possible"
+        hint = _hint("SERVICES=1 and POST=1, which allows everything else as well,")
+        problems.append(Problem(path="workload", message=message, hint=hint))
     return problems
 
 

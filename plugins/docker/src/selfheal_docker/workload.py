@@ -39,6 +39,12 @@ def check_unexplained(instance: object, attribute: attrs.Attribute[Any], value: 
         raise ValueError(f'{attribute.name}: {value!r} is neither "exited" (heal it) nor "stopped" (leave it alone)')
 
 
+def check_named_again(named: str | None, service: str) -> None:
+    """Validate `scale_stateful`, which names its own service or nothing. Raises `ValueError`."""
+    if named not in (None, service):
+        raise ValueError(f"scale_stateful: {named!r} is not this service's name, {service!r}")
+
+
 def check_share(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Validate a factor to grow by: attrs calls this."""
     if not isinstance(value, float | int) or isinstance(value, bool) or not 1.0 < value <= 10.0:
@@ -179,7 +185,10 @@ class DockerWorkload:
         """
         if context.expected is None or context.expected.run is Run.UNKNOWN:
             return None
-        container = await acts.found(self._docker, context, self.container)
+        try:
+            container = await acts.found(self._docker, context, self.container)
+        except (OSError, ActionFailed):
+            return None
         if container is None or not container.running or container.incarnation == context.expected.id:
             return None
         return Settled.DONE
@@ -195,8 +204,11 @@ class DockerWorkload:
 
     async def doctor(self, context: Context) -> list[Problem]:
         """Say, without acting, what would stand in the way of everything this workload may be asked to do."""
-        problems = await doctor.of_engine(self._docker, context, self.verbs())
-        if not problems:
-            container = await acts.found(self._docker, context, self.container)
-            problems = doctor.of_container(self.container, container, self.memory_max, self.cpus_max)
+        try:
+            problems = await doctor.of_engine(self._docker, context, self.verbs())
+            if not problems:
+                container = await acts.found(self._docker, context, self.container)
+                problems = doctor.of_container(self.container, container, self.memory_max, self.cpus_max)
+        except (OSError, ActionFailed) as problem:
+            return [doctor.unanswered(self._docker, problem)]
         return problems

@@ -281,10 +281,19 @@ class PostgresCheck:
         return await look(self, context)
 
     async def doctor(self, context: CheckContext) -> list[Problem]:
-        """Return what the role may not do of what is configured, without doing it. Raises `OSError`."""
+        """Return what the role may not do of what is configured, without doing it."""
         from selfheal_postgres.deep import may_look  # noqa: PLC0415  # as above
 
-        return await may_look(self, context)
+        try:
+            return await may_look(self, context)
+        except UNUSABLE as problem:
+            why = unusable(problem).summary if not isinstance(problem, ConnectionError) else str(problem)
+            return [unproven("check.url", why)]
+
+
+def unproven(path: str, why: str) -> Problem:
+    """Return the problem that nothing could be proven, because it could not be asked."""
+    return Problem(path=path, message=why, hint="see that it runs there, and that this role may log in")
 
 
 UNUSABLE: Final = (OSError, ValueError, KeyError, tls.Broken)

@@ -20,14 +20,17 @@ from selfheal.secret import Secret
 from selfheal.wire import PeerClosed
 from selfheal_postgres.acting import address_for, check_of, session_for
 from selfheal_postgres.address import Address, read_place
-from selfheal_postgres.check import masked
+from selfheal_postgres.check import masked, unproven
 from selfheal_postgres.converse import converse
 
 if TYPE_CHECKING:
     from selfheal_postgres.driver import Session
 
-DOWN: Final = frozenset({Run.EXITED, Run.STOPPED, Run.ABSENT})
-"""What a workload must say of the old primary before anybody else becomes one."""
+ENDED: Final = frozenset({Run.EXITED, Run.ABSENT})
+"""What a workload must say of the old primary before anybody else becomes one. One that was stopped may be paused."""
+
+DOWN: Final = ENDED | {Run.STOPPED}
+"""The same once it was stopped by us: then it is known how."""
 
 PATIENCE: Final = 2.0
 """Seconds the old primary's address is given to say something."""
@@ -95,10 +98,13 @@ class Failover:
             return None
 
     async def doctor(self, context: ActionContext) -> list[Problem]:
-        """Return what is missing for a failover, without doing it. Raises `ActionFailed`."""
-        _, other = await self._addresses(context)
-        async with session_for(context, other) as asked:
-            recovery, role, may, _ = await asked.row(FIT) or (False, "", False, None)
+        """Return what is missing for a failover, without doing it."""
+        try:
+            _, other = await self._addresses(context)
+            async with session_for(context, other) as asked:
+                recovery, role, may, _ = await asked.row(FIT) or (False, "", False, None)
+        except ActionFailed as problem:
+            return [unproven("recovery_actions", f"failover: {problem}")]
         fence = self._no_fence(context)
         grant = f"GRANT EXECUTE ON FUNCTION pg_promote(boolean, integer) TO {role}; -- on the primary: it replicates"
         lacks = [
@@ -160,11 +166,14 @@ class Failover:
             raise ActionFailed(missing)
         workload = context.workload
         assert workload is not None
+        instance, expected = await workload.inspect(context), context.expected
+        if expected is not None and expected.run is not Run.UNKNOWN and instance.id != expected.id:
+            raise ActionFailed(f"{instance.id} is the old primary by now, not {expected.id} whose failure was seen")
         if self.fence == "stop":
             assert isinstance(workload, Starting)
             await workload.stop(context)
         instance = await workload.inspect(context)
-        if instance.run not in DOWN:
+        if instance.run not in (DOWN if self.fence == "stop" else ENDED):
             raise ActionFailed(
                 f"the old primary is not down: its workload says {instance.run} {instance.detail}".strip()
             )

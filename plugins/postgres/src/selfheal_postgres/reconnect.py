@@ -12,6 +12,7 @@ from selfheal.builtin.options import seconds, whole
 from selfheal.errors import ActionFailed, Problem
 from selfheal.plugins import ActionContext
 from selfheal_postgres.acting import check_of, session_for
+from selfheal_postgres.check import unproven
 
 if TYPE_CHECKING:
     from selfheal_postgres.driver import Session
@@ -94,9 +95,12 @@ class Reconnect:
         return None
 
     async def doctor(self, context: ActionContext) -> list[Problem]:
-        """Return what the role may not do of what is configured, without doing it. Raises `ActionFailed`."""
-        async with session_for(context) as asked:
-            role, sees, signals = await asked.row(MAY) or ("", False, False)
+        """Return what the role may not do of what is configured, without doing it."""
+        try:
+            async with session_for(context) as asked:
+                role, sees, signals = await asked.row(MAY) or ("", False, False)
+        except ActionFailed as problem:
+            return [unproven("recovery_actions", f"reconnect: {problem}")]
         if self.end_idle_transactions is None:
             return []
         lacks = [

@@ -34,8 +34,11 @@ LOOK: Final = 2.0
 AGAIN: Final = 0.1
 """Seconds between two looks at something that is under way."""
 
-DOWN: Final = frozenset({Run.EXITED, Run.STOPPED, Run.ABSENT})
-"""How a workload stands that certainly serves nobody."""
+ENDED: Final = frozenset({Run.EXITED, Run.ABSENT})
+"""How a workload stands that certainly serves nobody. One that somebody stopped may only be paused, and write on."""
+
+DOWN: Final = ENDED | {Run.STOPPED}
+"""The same once it was stopped by us: then it is known how."""
 
 
 def _listed(value: object) -> Any:
@@ -193,6 +196,13 @@ class _Promotion:
                 "not fenced: the service has no workload that could say whether the old primary is down; give it one, "
                 "let Sentinel decide (`sentinels`), or register a callback that fences it and fails over"
             )
+        expected = self.context.expected
+        with asked("inspected"):
+            seen = await workload.inspect(self.context)
+        if expected is not None and expected.run is not Run.UNKNOWN and seen.id != expected.id:
+            raise ActionFailed(
+                f"not fenced: {seen.id} is the old primary by now, not {expected.id} whose failure was seen"
+            )
         if self.action.fence == "stop":
             if not isinstance(workload, Starting):
                 raise ActionFailed(f'not fenced: the workload {workload.kind} cannot be stopped (fence = "stop")')
@@ -200,7 +210,7 @@ class _Promotion:
                 await workload.stop(self.context)
         with asked("inspected"):
             instance = await workload.inspect(self.context)
-        if instance.run not in DOWN:
+        if instance.run not in (DOWN if self.action.fence == "stop" else ENDED):
             raise ActionFailed(
                 f"not fenced: the workload of the old primary is {instance.run.value}; "
                 'it must be down, or be stopped by us (fence = "stop")'

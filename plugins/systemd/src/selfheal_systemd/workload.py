@@ -149,7 +149,10 @@ class SystemdWorkload:
         expected = context.expected
         if expected is None or expected.run is Run.UNKNOWN:
             return None
-        unit = await self._systemctl.show(context, self.unit)
+        try:
+            unit = await self._systemctl.show(context, self.unit)
+        except OSError:
+            return None
         if not unit.runs or unit.job:
             return None
         if unit.id != expected.id:
