@@ -150,6 +150,13 @@ def test_a_deadline_ends_it_against_a_frozen_server(primary: Server) -> None:
     assert time.monotonic() - began < 2.0
 
 
+def test_a_frozen_server_is_not_waited_for_as_long_as_the_step_may_take(primary: Server) -> None:
+    primary.freeze(all_of_it=True)
+    began = time.monotonic()
+    assert "timeout" in refused(called(Reconnect(patience=2.0).run, watching(primary), timeout=60.0))
+    assert time.monotonic() - began < 10.0
+
+
 def test_abandoned_transactions_are_ended_and_nobody_else(primary: Server) -> None:
     primary.ask("CREATE TABLE t (n int)")
     primary.ask(f"GRANT ALL ON t TO {WATCHER}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from math import inf
 from typing import TYPE_CHECKING
 
 from selfheal.errors import ActionFailed
@@ -36,8 +37,13 @@ async def address_for(context: ActionContext, *, instead: str | None = None) -> 
 
 
 @asynccontextmanager
-async def session_for(context: ActionContext, address: Address | None = None) -> AsyncIterator[Session]:
-    """Log in to the service, or at an address. Raises `ActionFailed` with what went wrong, then or later."""
+async def session_for(
+    context: ActionContext, address: Address | None = None, *, within: float = inf
+) -> AsyncIterator[Session]:
+    """Log in to the service, or at an address, `within` so many seconds.
+
+    Raises `ActionFailed` with what went wrong, then or later.
+    """
     import psycopg  # noqa: PLC0415  # the driver costs nothing until an action runs
 
     from selfheal_postgres.driver import server_error, session  # noqa: PLC0415  # as above
@@ -45,7 +51,7 @@ async def session_for(context: ActionContext, address: Address | None = None) ->
     at = address or await address_for(context)
     words = ""
     try:
-        async with session(at, context, name="selfheal action") as asked:
+        async with session(at, context, name="selfheal action", within=within) as asked:
             yield asked
             return
     except psycopg.Error as problem:

@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from errno import EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM
+from math import inf
 from typing import Any, Final, NoReturn, TypeVar
 
 import psycopg
@@ -72,10 +73,16 @@ class Session:
 
 
 @asynccontextmanager
-async def session(address: Address, context: Context, *, name: str = "selfheal") -> AsyncIterator[Session]:
-    """Log in for the length of the block. Raises `psycopg.Error`; `why_not` says what it means."""
+async def session(
+    address: Address, context: Context, *, name: str = "selfheal", within: float = inf
+) -> AsyncIterator[Session]:
+    """Log in, `within` so many seconds, for the length of the block.
+
+    Raises `psycopg.Error`; `why_not` says what it means.
+    """
     given: Mapping[str, Any] = address.parameters() | {"application_name": name}
-    seconds = max(2, int(context.remaining - SHORTER))  # libpq takes whole seconds, two at least; ours ends it anyway
+    left = min(within, context.remaining - SHORTER)
+    seconds = max(2, int(left))  # libpq takes whole seconds, two at least; ours ends it anyway
     connection = await _promptly(_Prompt.connect(**given, connect_timeout=seconds, autocommit=True))
     try:
         yield Session(connection)

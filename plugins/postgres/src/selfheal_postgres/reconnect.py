@@ -65,6 +65,9 @@ class Reconnect:
         converter=_names,
         validator=attrs.validators.deep_iterable(attrs.validators.instance_of(str)),
     )
+    #: Seconds the server may take to let us in. One that is frozen never does, and is not worth a minute of an outage:
+    #: the next step can help it.
+    patience: float = seconds(5.0, 2.0, 300.0)
     #: Sessions one call may end, the oldest first.
     limit: int = whole(50, 1, 10_000)
 
@@ -76,7 +79,7 @@ class Reconnect:
     async def run(self, context: ActionContext) -> None:
         """Log in and ask one thing. Raises `ActionFailed` when that, or what was asked for, could not be done."""
         check_of(context).give_up()
-        async with session_for(context) as asked:
+        async with session_for(context, within=self.patience) as asked:
             await asked.value("SELECT 1")
             if self.end_idle_transactions is not None:
                 await self._end_idle(asked, self.end_idle_transactions)
