@@ -89,10 +89,10 @@ def test_many_nodes_are_counted_and_a_few_named() -> None:
         ({"url": "weaviate:8080"}, "http://"),
         ({"url": "http://weaviate:8080/v1"}, "address alone"),
         ({"url": 8080}, "neither text nor a secret"),
-        ({"nodes": 0}, "whole number"),
+        ({"nodes": 0}, "nodes: 0 is out of range"),
         ({"grpc_port": 70000}, "65535"),
         ({"api_key": "plain"}, "api_key"),
-        ({"warn_before": float("nan")}, "seconds"),
+        ({"warn_before": float("nan")}, "warn_before: nan is out of range"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_with_a_word(options: dict[str, Any], word: str) -> None:

@@ -169,9 +169,9 @@ def seconds(default: Any = attrs.NOTHING, low: float = 0.0, high: float = _YEAR,
     )
 
 
-def whole(default: int, low: int = 1, high: int = 1_000_000) -> Any:
-    """Return an attrs field for a whole number within [low, high]."""
-    return attrs.field(default=default, validator=_number(low, high, whole=True))
+def whole(default: int | None, low: int = 1, high: int = 1_000_000) -> Any:
+    """Return an attrs field for a whole number within [low, high], or none where that is the default."""
+    return attrs.field(default=default, validator=_number(low, high, whole=True, optional=default is None))
 
 
 def share(default: float) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final
 import attrs
 
 from selfheal import Cause, CheckContext, CheckResult, Secret, Target, Tls, Verdict, converse
+from selfheal.builtin import options
 from selfheal.builtin.addresses import HttpUrl, read_http_url
 from selfheal.builtin.http_talk import NotHttp, Reply, ask, cause_of, compose
 from selfheal.wire import Talk, failing, inconclusive, warning
@@ -29,20 +30,6 @@ DEEP_LIMIT: Final = 2**21
 
 READING_FAULTS: Final = (OSError, ValueError, LookupError)
 """What reading an address or a secret may raise."""
-
-
-def _path(value: str | Path | None) -> Path | None:
-    return None if value is None else Path(value)
-
-
-def _share(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
-        raise ValueError(f"{attribute.name}: {value!r} is no share; give a number from 0 to 1, such as 0.05")
-
-
-def _duration(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
-        raise ValueError(f"{attribute.name}: {value!r} is no number of seconds")
 
 
 _YES_OR_NO: Final = attrs.validators.instance_of(bool)
@@ -77,17 +64,17 @@ class MinioCheck:
     #: The region that requests are signed for.
     region: str = attrs.field(default="us-east-1", validator=attrs.validators.matches_re(r"[a-z0-9-]+"))
     #: A deep check warns of a drive with a smaller share than this free. MinIO itself refuses to write below 0.01.
-    min_free: float = attrs.field(default=0.05, validator=_share, metadata={"unit": "share"})
+    min_free: float = options.share(0.05)
     #: The name that the certificate must bear; the URL's host by default.
     server_name: str | None = attrs.field(default=None, validator=_TEXT)
     #: A PEM file of the authorities to trust, instead of the system's.
-    authority: Path | None = attrs.field(default=None, converter=_path)
+    authority: Path | None = attrs.field(default=None, converter=options.path)
     #: Our own certificate and its key, in one PEM file.
-    certificate: Path | None = attrs.field(default=None, converter=_path)
+    certificate: Path | None = attrs.field(default=None, converter=options.path)
     #: Whether to verify the peer's certificate at all.
     verify: bool = attrs.field(default=True, validator=_YES_OR_NO)
     #: Seconds before its end from which a certificate warns.
-    warn_before: float = attrs.field(default=14 * 86400.0, validator=_duration, metadata={"unit": "seconds"})
+    warn_before: float = options.seconds(14 * 86400.0)
     #: Whether to keep the connection: its end is then noticed within milliseconds.
     keep: bool = attrs.field(default=True, validator=_YES_OR_NO)
 

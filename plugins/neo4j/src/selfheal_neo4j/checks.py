@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from selfheal import Cause, CheckContext, CheckResult, Secret, Target, Tls, Verdict
+from selfheal.builtin import options
 from selfheal.wire import Talk, failing, inconclusive, warning
 from selfheal_neo4j.bolt import SPEAKS_HTTP, Failed, NotBolt, greet, query, reset
 
@@ -36,15 +37,6 @@ NAMED: Final = 5
 
 WHY: Final = "SHOW DATABASES"
 """What `system` is asked. Its columns are looked up by name: they differ between versions."""
-
-
-def _path(value: str | Path | None) -> Path | None:
-    return None if value is None else Path(value)
-
-
-def _duration(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
-        raise ValueError(f"{attribute.name}: {value!r} is no number of seconds")
 
 
 def _text_or_secret(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -104,9 +96,9 @@ class Neo4jCheck:
     #: Whether a deep check warns when the database may not be written.
     writable: bool = attrs.field(default=True, validator=_YES_OR_NO)
     #: A PEM file of the authorities to trust, instead of the system's.
-    authority: Path | None = attrs.field(default=None, converter=_path)
+    authority: Path | None = attrs.field(default=None, converter=options.path)
     #: Seconds before its end from which a certificate warns; light checks only.
-    warn_before: float = attrs.field(default=14 * 86400.0, validator=_duration, metadata={"unit": "seconds"})
+    warn_before: float = options.seconds(14 * 86400.0)
     #: Whether to keep the connection: its end is then noticed within milliseconds.
     keep: bool = attrs.field(default=True, validator=_YES_OR_NO)
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final
 import attrs
 
 from selfheal import Cause, CheckContext, CheckResult, Secret, Target, Tls, Verdict, converse
+from selfheal.builtin import options
 from selfheal.builtin.addresses import HttpUrl, read_http_url
 from selfheal.builtin.http_talk import NotHttp, Reply, ask, cause_of, compose
 from selfheal.wire import Talk, failing, inconclusive, warning
@@ -46,27 +47,6 @@ PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 
 """How every gRPC connection begins: HTTP/2's preface and an empty SETTINGS frame (RFC 9113 §3.4)."""
 
 
-def _path(value: str | Path | None) -> Path | None:
-    return None if value is None else Path(value)
-
-
-def _duration(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
-        raise ValueError(f"{attribute.name}: {value!r} is no number of seconds")
-
-
-def _within(low: int, high: int) -> Any:
-    """Return a validator for a whole number, or none."""
-
-    def check(instance: object, attribute: attrs.Attribute[int | None], value: object) -> None:
-        if value is None:
-            return
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"{attribute.name}: {value!r} is no whole number from {low} to {high}")
-
-    return check
-
-
 _YES_OR_NO: Final = attrs.validators.instance_of(bool)
 _TEXT: Final = attrs.validators.optional(attrs.validators.instance_of(str))
 
@@ -84,19 +64,19 @@ class WeaviateCheck:
         default=None, validator=attrs.validators.optional(attrs.validators.instance_of(Secret))
     )
     #: How many nodes there must be. A node that died is forgotten by the others within seconds: only this misses it.
-    nodes: int | None = attrs.field(default=None, validator=_within(1, 10_000))
+    nodes: int | None = options.whole(None, 1, 10_000)
     #: The port on the same host where a deep check looks for gRPC, usually 50051.
-    grpc_port: int | None = attrs.field(default=None, validator=_within(1, 65535))
+    grpc_port: int | None = options.whole(None, 1, 65535)
     #: The name that the certificate must bear; the URL's host by default.
     server_name: str | None = attrs.field(default=None, validator=_TEXT)
     #: A PEM file of the authorities to trust, instead of the system's.
-    authority: Path | None = attrs.field(default=None, converter=_path)
+    authority: Path | None = attrs.field(default=None, converter=options.path)
     #: Our own certificate and its key, in one PEM file.
-    certificate: Path | None = attrs.field(default=None, converter=_path)
+    certificate: Path | None = attrs.field(default=None, converter=options.path)
     #: Whether to verify the peer's certificate at all.
     verify: bool = attrs.field(default=True, validator=_YES_OR_NO)
     #: Seconds before its end from which a certificate warns.
-    warn_before: float = attrs.field(default=14 * 86400.0, validator=_duration, metadata={"unit": "seconds"})
+    warn_before: float = options.seconds(14 * 86400.0)
     #: Whether to keep the connection: its end is then noticed within milliseconds.
     keep: bool = attrs.field(default=True, validator=_YES_OR_NO)
 
