@@ -38,6 +38,7 @@ FLOORS: Mapping[int, tuple[str, ...]] = {
         "journal",
         "ladder",
         "loading",
+        "metrics",
         "plugins",
         "requests",
         "service",

@@ -34,6 +34,7 @@ from selfheal.core.records import RECORDS, Delivered, Doubted
 from selfheal.errors import ControlError, RequestRefused
 from selfheal.journal import MemoryStore
 from selfheal.journal.store import Batch
+from selfheal.metrics import Metering
 from selfheal.requests import SCOPES, TABLE
 from selfheal.testing.simulator import Simulator
 from selfheal.testing.worlds import SimpleWorld
@@ -171,15 +172,15 @@ OUTER: Final = (
 """The fields of every record, wherever it is shown."""
 
 LINE: Final = (
-    "service state reason detail since since_seconds probation incident root attempt cause watched last_check "
-    "last_verdict latency_seconds summary"
+    "service state reason detail since since_seconds probation incident root attempt under_way cause watched "
+    "last_check last_verdict latency_seconds summary"
 )
 
 PROMISED: Mapping[str, str] = {
     "status": "version fleet time counts services holds incidents suppressions running",
     "services": f"{LINE} check policy condition evidence alerts action",
     "service": f"{LINE} check policy condition evidence alerts action",
-    "explain": "service state reason detail next_step holding guards verdict",
+    "explain": "service state reason detail under_way next_step holding guards verdict",
     "incidents": "incident root opened closed open merged_into members actions relapses because correlation_id "
     "detection_seconds duration_seconds",
     "incident": "incident root opened closed open merged_into members actions relapses because correlation_id "
@@ -289,6 +290,34 @@ def test_explain_has_every_guard_in_order_and_names_who_holds(night: Night) -> N
     assert answer["next_step"] == "wipe"
     assert "approval" in answer["verdict"]
     assert all(one["about"] for one in answer["guards"])
+
+
+def test_what_is_being_done_is_told_with_its_place_in_the_ladder() -> None:
+    night = Night.of(service("db", steps=(Step(action="reconnect", effect=Effect.GENTLE), Step(action="restart"))))
+    night.world.things["db"].cured_by = frozenset({"restart"})
+    seen: list[tuple[str, str, int]] = []
+
+    def look() -> None:
+        line = night.ask("status")["services"][0]
+        assert (line["under_way"] is not None) == (line["state"] == "recovering")
+        explained = night.ask("explain", service="db")
+        assert explained["under_way"] == line["under_way"]
+        if line["under_way"]:
+            assert explained["next_step"] is None, "what is being done is not what comes next"
+            doing = line["under_way"]
+            assert (doing["steps"], doing["seconds"] >= 0.0) == (2, True)
+            seen.append((doing["phase"], doing["action"], doing["step"]))
+
+    night.sim.at(60.0, lambda: night.world.breaks("db"))
+    for number in range(600):
+        night.sim.at(60.0 + 0.5 * number, look)
+    night.sim.run(400.0)
+    assert list(dict.fromkeys(seen)) == [
+        ("acting", "reconnect", 0),
+        ("verifying", "reconnect", 0),
+        ("acting", "restart", 1),
+        ("verifying", "restart", 1),
+    ]
 
 
 WORDS: list[tuple[str, str]] = [
@@ -530,6 +559,31 @@ def test_the_metrics_are_lines_that_prometheus_reads(night: Night) -> None:
     assert 'selfheal_service_state{service="batch",state="failed"} 1' in text
     assert text.count("} 1\n") >= 8
     assert "selfheal_incidents_open 2\n" in text
+
+
+def test_what_the_metrics_count_is_what_the_statistics_say(night: Night) -> None:
+    store = night.store()
+    facts = attrs.evolve(night.facts(), metering=Metering(store))
+    shown = plain(views.live("metrics", {"format": "data"}, facts))
+    statistics = night.ask("statistics")["services"]
+    attempts = shown["recovery_attempts_total"]["samples"]
+    assert {one["value"] for one in attempts} >= {0, 1}
+    for one in attempts:
+        labels = one["labels"]
+        taken = statistics[labels["service"]]["actions"].get(labels["action"], {})
+        assert one["value"] == taken.get(labels["result"], 0)
+    uptimes = {one["labels"]["service"]: one["value"] for one in shown["service_uptime_percentage"]["samples"]}
+    expected = {name: one["uptime_percentage"] for name, one in statistics.items()}
+    assert uptimes == pytest.approx({name: share for name, share in expected.items() if share is not None})
+    counts = [one["value"] for one in shown["recovery_duration_seconds"]["samples"] if one["name"].endswith("_count")]
+    assert sum(counts) == sum(one["success"] for each in statistics.values() for one in each["actions"].values()) > 0
+
+
+def test_a_metric_is_one_of_the_seven_states_of_each_service(night: Night) -> None:
+    shown = night.ask("metrics", format="data")["service_health_status"]["samples"]
+    for line in night.ask("status")["services"]:
+        states = {one["labels"]["state"]: one["value"] for one in shown if one["labels"]["service"] == line["service"]}
+        assert states == {state.value: int(state.value == line["state"]) for state in State}
 
 
 # -- the clock on the wall --------------------------------------------------------------------------------------------

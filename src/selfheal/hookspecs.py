@@ -27,6 +27,12 @@ hookspec: Final = pluggy.HookspecMarker(GROUP)
 hookimpl: Final = pluggy.HookimplMarker(GROUP)
 """Marks the functions of a plugin that are hooks."""
 
+STATE_DIR: Final = "selfheal.state_dir"
+"""Key of `click.Context.meta` for the commands of plugins: a function that returns the `state_dir` that is meant.
+
+It raises `ControlError` where none is named and none, or several, suggest themselves.
+"""
+
 Registered: TypeAlias = "Iterable[type[Any]] | Mapping[str, type[Any] | str]"
 """What a registering hook returns: classes, or kind -> class or `"module:Class"`."""
 

@@ -40,11 +40,12 @@ EXTRAS: Final[Mapping[str, str]] = {
     "swarm": "docker",
     "systemd": "systemd",
     "starlette": "starlette",
+    "prometheus": "prometheus",
     "knowledgehub": "knowledgehub",
 }
 """Kinds and plugin names we know of -> the extra of `selfheal-core` that installs them."""
 
-FRONTEND_EXTRAS: Final[Mapping[str, str]] = {"http": "starlette"}
+FRONTEND_EXTRAS: Final[Mapping[str, str]] = {"http": "starlette", "prometheus": "prometheus"}
 """Tables of the file that a frontend reads -> the extra that installs it."""
 
 PRESET_EXTRAS: Final[Mapping[str, str]] = dict.fromkeys(

@@ -70,6 +70,9 @@ _SELECTED: Final = (
 _AFTER: Final = Parameter(name="after", kind=Kind.NUMBER, about="only what has a higher sequence number")
 _BEFORE: Final = Parameter(name="before", kind=Kind.NUMBER, about="only what comes before this one: the next page")
 _LIMIT: Final = Parameter(name="limit", kind=Kind.NUMBER, about="at most so many, newest first; 100, at most 1000")
+_FORMAT: Final = Parameter(
+    name="format", choices=("text", "openmetrics", "data"), about="Prometheus 0.0.4, OpenMetrics 1.0.0, or plain data"
+)
 
 OVERRIDES: Final = ("parents", "paused", "maintenance", "observe")
 """Guards a forced recovery passes only when they are named and the caller has the `admin` scope."""
@@ -128,7 +131,7 @@ TABLE: Final[Mapping[str, Request]] = {
             _SOME,
             Parameter(name="window", kind=Kind.SECONDS, about="only the last so many seconds; without it, all"),
         ),
-        _query("metrics", "The Prometheus exposition text.", "text"),
+        _query("metrics", "Metrics, as Prometheus reads them.", "text, or families with their samples", _FORMAT),
         _query(
             "health",
             "How selfheal itself is.",

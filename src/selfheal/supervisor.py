@@ -35,6 +35,7 @@ from selfheal.core.routing import Route
 from selfheal.errors import JournalHeld, NotRunning, RequestRefused, SelfhealError
 from selfheal.ladder import needed_actions
 from selfheal.loading import Tables, load_plugins
+from selfheal.metrics import BRIEFLY, PATIENCE
 from selfheal.plugins import Notifier
 from selfheal.requests import SCOPES, Request, checked
 from selfheal.service import Canary, Service
@@ -425,7 +426,7 @@ class Supervisor:
                 return dict(answer)
         running = self._at_work()
         if key in running.engine.ledger.answers:
-            told = await anyio.to_thread.run_sync(_answer_of, running, key)
+            told = await anyio.to_thread.run_sync(running.answer_to, key)
         else:
             told = await running.act(
                 self._requested(request, given, running, actor=actor, reason=reason, scopes=scopes, id_=key)
@@ -477,9 +478,24 @@ class Supervisor:
         running = self._at_work()
         if name == "heartbeat":
             return self.beat(str(given["service"]))
+        if name == "metrics":  # of a large fleet it is a long text, and of a long journal it takes a while
+            return await anyio.to_thread.run_sync(views.metered(self._facts(running), given))
         if name in views.LIVE:
             return views.live(name, given, self._facts(running))
         return await anyio.to_thread.run_sync(views.stored, name, given, running.journal.reader)
+
+    def metrics(self, format: str = "data") -> Any:  # noqa: A002  # the word of the request
+        """Answer `metrics` from any thread, to a collector that cannot wait; beside the holder, from the journal.
+
+        Blocks: call it on the supervisor's own loop only where nothing else will do. Raises as `ask` does, and
+        `TimeoutError` where that loop does not turn.
+        """
+        _, given = checked("metrics", {"format": format})
+        if self._reading is not None:
+            return self._reading.answer("metrics", given)
+        running = self._at_work()
+        patience = BRIEFLY if running.here else PATIENCE
+        return running.now(lambda: views.metered(self._facts(running), given, patience=patience))()
 
     def beat(self, service: str) -> None:
         """Note that a service with a heartbeat check has called.
@@ -514,6 +530,7 @@ class Supervisor:
                 "plugins": [str(report) for report in running.reports[-10:]],
                 "delivery": [attrs.asdict(standing) for standing in running.outbox.standing()],
             },
+            metering=running.metering,
         )
 
     @asynccontextmanager
@@ -549,43 +566,33 @@ def _kept(known: Service | None, new: Service) -> Service:
     return attrs.evolve(new, check=check, workload=workload)
 
 
-def _answer_of(running: Running, key: str) -> Told:
-    """Return the stored answer to an act that was answered before."""
-    before: int | None = None
-    while page := running.journal.reader.records(kinds=("answered",), before=before, limit=500, newest_first=True):
-        for stored in page:
-            if isinstance(stored.record, Answered) and stored.record.id == key:
-                return Told(seq=stored.seq, number=stored.number, wall=stored.wall, record=stored.record)
-        before = page[-1].seq
-    raise RequestRefused("conflict", "it was answered before, and that answer is not stored yet; ask again")
-
-
 class Threaded:
     """A supervisor that runs in a thread of its own, for synchronous callers. Its methods block."""
 
     def __init__(self, supervisor: Supervisor, portal: anyio.from_thread.BlockingPortal) -> None:
         self.supervisor = supervisor
-        self._portal = portal
+        self.portal = portal
+        """Leads to the event loop of the supervisor, for a caller that must not block while it waits."""
 
     def act(self, name: str, *, reason: str, actor: str = LOCAL, **parameters: Any) -> dict[str, Any]:
         """Ask for an act; see `Supervisor.act`."""
-        return self._portal.call(partial(self.supervisor.act, name, reason=reason, actor=actor, **parameters))
+        return self.portal.call(partial(self.supervisor.act, name, reason=reason, actor=actor, **parameters))
 
     def ask(self, name: str, **parameters: Any) -> Any:
         """Ask a query; see `Supervisor.ask`."""
-        return self._portal.call(partial(self.supervisor.ask, name, **parameters))
+        return self.portal.call(partial(self.supervisor.ask, name, **parameters))
 
     def beat(self, service: str) -> None:
         """Note a heartbeat; see `Supervisor.beat`."""
-        self._portal.call(self.supervisor.beat, service)
+        self.portal.call(self.supervisor.beat, service)
 
     def register(self, service: Service, *, replace: bool = False) -> None:
         """Add or replace a service; see `Supervisor.register`."""
-        self._portal.call(partial(self.supervisor.register, service, replace=replace))
+        self.portal.call(partial(self.supervisor.register, service, replace=replace))
 
     def remove(self, name: str, *, confirmed: bool = False) -> None:
         """Remove a service; see `Supervisor.remove`."""
-        self._portal.call(partial(self.supervisor.remove, name, confirmed=confirmed))
+        self.portal.call(partial(self.supervisor.remove, name, confirmed=confirmed))
 
 
 __all__ = ["Supervisor", "Threaded"]

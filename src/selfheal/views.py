@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import attrs
 
-from selfheal import outages
+from selfheal import metrics, outages
 from selfheal.analytics import availability, repairs, timeline
 from selfheal.analytics.repairs import Repair, Repairs
 from selfheal.analytics.timeline import Timelines
@@ -32,6 +32,7 @@ from selfheal.core.records import (
 )
 from selfheal.errors import RequestRefused
 from selfheal.journal.store import Reader, StoredRecord
+from selfheal.metrics import Metering
 from selfheal.outages import each
 from selfheal.shapes import VERSION, public, utc
 
@@ -49,7 +50,10 @@ LIVE: Final = frozenset(
 
 @attrs.frozen(kw_only=True)
 class Facts:
-    """What live answers are read from. `at` is journal time; `evidence_of` is None without a running engine."""
+    """What live answers are read from. `at` is journal time; `evidence_of` is None without a running engine.
+
+    Without a `metering` the metrics have nothing in them that is counted.
+    """
 
     ledger: Ledger
     at: float
@@ -58,6 +62,7 @@ class Facts:
     explain: Callable[[str], tuple[tuple[str, Hold | None], ...]] | None = None
     kinds: Mapping[str, str] = attrs.field(factory=dict)
     health: Mapping[str, Any] = attrs.field(factory=dict)
+    metering: Metering | None = None
 
     def time(self, at: float | None) -> str | None:
         """Return a journal time as UTC text; None for never."""
@@ -114,12 +119,31 @@ def _line(facts: Facts, name: str) -> dict[str, Any]:
         "incident": condition.incident,
         "root": facts.ledger.root_of(condition.incident),
         "attempt": condition.attempt if condition.incident is not None else 0,
+        "under_way": _under_way(facts, name),
         "cause": condition.cause.value if condition.cause is not None else None,
         "watched": name not in facts.ledger.unwatched,
         "last_check": facts.time(evidence.last_at) if evidence is not None else None,
         "last_verdict": evidence.last_verdict.value if evidence is not None and evidence.last_verdict else None,
         "latency_seconds": evidence.latency if evidence is not None else None,
         "summary": evidence.summary if evidence is not None else "",
+    }
+
+
+def _under_way(facts: Facts, name: str) -> dict[str, Any] | None:
+    """What is being done about a service: which step acts, or is being verified, and for how long."""
+    ledger = facts.ledger
+    condition, steps = ledger.conditions[name], ledger.policies[name].steps
+    intent = next((one for one in ledger.intents.values() if one.service == name), None)
+    if intent is None and (condition.state is not State.RECOVERING or condition.cursor >= len(steps)):
+        return None
+    since = intent.at if intent is not None else condition.since
+    return {
+        "action": intent.action if intent is not None else steps[condition.cursor].action,
+        "phase": "acting" if intent is not None else "verifying",
+        "step": intent.step if intent is not None else condition.cursor,
+        "steps": len(steps),
+        "since": facts.time(since),
+        "seconds": max(0.0, facts.at - since),
     }
 
 
@@ -202,7 +226,8 @@ def _explain(facts: Facts, parameters: Mapping[str, Any]) -> dict[str, Any]:
         "state": condition.state.value,
         "reason": condition.reason,
         "detail": condition.detail,
-        "next_step": policy.steps[index].action if index is not None else None,
+        "under_way": _under_way(facts, name),
+        "next_step": policy.steps[index].action if index is not None and condition.state is State.FAILED else None,
         "holding": holding,
         "guards": [
             {
@@ -346,43 +371,21 @@ def _release() -> str | None:
         return None
 
 
-def _metrics(facts: Facts, parameters: Mapping[str, Any]) -> str:
-    """The Prometheus text exposition format, version 0.0.4."""
-    lines = [
-        "# HELP selfheal_service_state Whether a service is in a state (1) or not (0).",
-        "# TYPE selfheal_service_state gauge",
-    ]
-    lines += [
-        f'selfheal_service_state{{service="{name}",state="{state.value}"}} {int(condition.state is state)}'
-        for name, condition in facts.ledger.conditions.items()
-        for state in State
-    ]
-    lines += ["# HELP selfheal_checks_total Checks of a service in this run.", "# TYPE selfheal_checks_total counter"]
-    for name in facts.ledger.policies:
-        evidence = facts.evidence_of(name)
-        if evidence is not None:
-            lines.append(f'selfheal_checks_total{{service="{name}"}} {evidence.checks}')
-    lines += [
-        "# HELP selfheal_check_latency_seconds Latency of the last check that concluded something.",
-        "# TYPE selfheal_check_latency_seconds gauge",
-    ]
-    for name in facts.ledger.policies:
-        evidence = facts.evidence_of(name)
-        if evidence is not None and evidence.latency is not None:
-            lines.append(f'selfheal_check_latency_seconds{{service="{name}"}} {evidence.latency:.6f}')
-    lines += ["# HELP selfheal_alerts_open Open alerts.", "# TYPE selfheal_alerts_open gauge"]
-    counts: dict[str, int] = {}
-    for alert in facts.ledger.alerts.values():
-        counts[alert.severity.value] = counts.get(alert.severity.value, 0) + 1
-    lines += [f'selfheal_alerts_open{{severity="{severity}"}} {count}' for severity, count in sorted(counts.items())]
-    lines += ["# HELP selfheal_hold Whether a hold on the fleet is on.", "# TYPE selfheal_hold gauge"]
-    lines += [f'selfheal_hold{{hold="{hold}"}} 1' for hold in facts.ledger.holds]
-    lines += [
-        "# HELP selfheal_incidents_open Open incidents.",
-        "# TYPE selfheal_incidents_open gauge",
-        f"selfheal_incidents_open {len(facts.ledger.incidents)}",
-    ]
-    return "\n".join(lines) + "\n"
+def metered(facts: Facts, parameters: Mapping[str, Any], *, patience: float = metrics.PATIENCE) -> Callable[[], Any]:
+    """Copy what is live, and return what makes the answer of it: that blocks, and may be called in any thread."""
+    running = None if facts.health.get("reading") else facts.health.get("running")
+    moment = metrics.Moment.of(facts.ledger, facts.evidence_of, running)
+    metering, form = facts.metering, str(parameters.get("format", metrics.FORMATS[0]))
+
+    def answer() -> Any:
+        families = metrics.live(moment) if metering is None else metering.families(moment, patience=patience)
+        return metrics.written(families, form)
+
+    return answer
+
+
+def _metrics(facts: Facts, parameters: Mapping[str, Any]) -> Any:
+    return metered(facts, parameters)()
 
 
 _LIVE: Final[Mapping[str, Callable[[Facts, Mapping[str, Any]], Any]]] = {

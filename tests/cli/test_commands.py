@@ -19,7 +19,7 @@ import click
 import pytest
 from tests.cli.conftest import PATIENCE, House, invoked, wait_for
 
-from selfheal.cli import COMMANDS, main, screen
+from selfheal.cli import COMMANDS, asking, main, screen
 from selfheal.cli.words import ago, clean, clock, counted, sentence, span
 from selfheal.core.model import PASSING, CheckResult, Verdict
 from selfheal.errors import JournalError
@@ -82,6 +82,21 @@ check = { kind = "redis" }
 [notifiers.oncall]
 kind = "pager"
 """
+
+
+def test_a_recovery_json_is_taken_wherever_a_file_is(tmp_path: Path) -> None:
+    """It has no place for a state_dir, nor for what the command line adds: both go in beside it."""
+    file = tmp_path / "recovery.json"
+    check = '{"kind": "command", "command": ["true"]}'
+    file.write_text(f'{{"enabled": false, "recovery_timeout": 60, "services": {{"job": {{"check": {check}}}}}}}')
+    for command in (("config", "check", file), ("doctor", file), ("check", file, "--json")):
+        done = invoked("--state-dir", tmp_path / "state", *command)
+        assert done.exit_code == 0, done.output
+    found = settled(file, state_dir=tmp_path / "state", added={"notifiers": {"log": {"kind": "log"}}})
+    assert found.state_dir == tmp_path / "state"
+    assert [one.recovery_timeout for one in found.services] == [60.0]
+    assert list(found.notifiers) == ["log"]
+    assert settled(file).state_dir == usual_folder("selfheal")
 
 
 def test_s61_every_key_of_a_file_is_used_or_refused_and_all_are_named_at_once(
@@ -456,3 +471,39 @@ def test_every_kind_of_record_has_a_sentence() -> None:
     }
     for kind in RECORDS:
         assert sentence({**record, "kind": kind}).strip(), kind
+
+
+def doing(phase: str, step: int, steps: int) -> dict[str, Any]:
+    return {"action": "restart", "phase": phase, "step": step, "steps": steps, "seconds": 48.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "detail"),
+    [
+        ({}, "", "Connection refused"),
+        ({"state": "healthy", "detail": "", "summary": ""}, "", ""),
+        ({"reason": "held:observe", "detail": "observe only"}, "held:observe", "observe only; Connection refused"),
+        ({"detail": "confirmed: Connection refused"}, "", "confirmed: Connection refused"),
+        ({"under_way": doing("acting", 1, 2)}, "restart, 2 of 2, for 48s", "Connection refused"),
+        ({"under_way": doing("verifying", 0, 1)}, "verifying restart, for 48s", "Connection refused"),
+        ({"watched": False, "summary": ""}, "not watched", ""),
+    ],
+)
+def test_a_line_says_what_is_done_and_what_is_wrong(changes: dict[str, Any], reason: str, detail: str) -> None:
+    line = {
+        "service": "db",
+        "state": "failed",
+        "since": None,
+        "since_seconds": 1.0,
+        "probation": False,
+        "reason": "",
+        "watched": True,
+        "under_way": None,
+        "last_check": None,
+        "latency_seconds": None,
+        "detail": "",
+        "summary": "Connection refused",
+        **changes,
+    }
+    (row,) = asking._rows({"services": [line], "time": None})
+    assert (row[3], row[6]) == (reason, detail)

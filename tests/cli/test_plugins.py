@@ -20,7 +20,7 @@ import anyio
 import attrs
 import click
 
-from selfheal.hookspecs import hookimpl
+from selfheal.hookspecs import STATE_DIR, hookimpl
 
 
 @attrs.frozen(kw_only=True)
@@ -59,9 +59,15 @@ def selfheal_register_frontends():
     return [Notebook, Broken]
 
 
+@click.command("where")
+def where():
+    """Say which state_dir is meant."""
+    click.echo(click.get_current_context().meta[STATE_DIR]())
+
+
 @hookimpl
 def selfheal_register_commands():
-    return [wave]
+    return [wave, where]
 '''
 
 
@@ -89,6 +95,7 @@ def test_a_frontend_is_served_with_the_running_supervisor(doors: House) -> None:
 
 
 def test_a_frontend_that_fails_is_named_and_everything_goes_on(doors: House) -> None:
+    doors.write(fleet='plugins = ["doors"]')
     doors.start("--http", "127.0.0.1:80")
     doors.settled()
     assert "the frontend [http] failed; everything else goes on" in doors.log()
@@ -99,3 +106,7 @@ def test_commands_of_plugins_are_found_and_listed_apart(doors: House) -> None:
     assert doors.run("wave").stdout == "hello from a plugin\n"
     assert "Commands of plugins:\n  wave" in doors.run("--help").stdout
     assert "frontend notebook" in doors.run("plugins").stdout
+
+
+def test_a_command_of_a_plugin_is_told_which_state_dir_is_meant(doors: House) -> None:
+    assert doors.run("where").stdout == f"{doors.state}\n"

@@ -411,13 +411,18 @@ def test_a_fault_of_the_fleet_is_told_once_however_many_services_there_are(refus
 
 
 def test_a_kind_that_an_extra_would_install_says_so(refused: Refuse) -> None:
-    assert refused("[services.a]\ncheck = { kind = 'neo4j' }\nworkload = { kind = 'compose' }\n[prometheus]\n") == [
+    text = "[services.a]\ncheck = { kind = 'neo4j' }\nworkload = { kind = 'compose' }\n[prometheus]\n[grafana]\n"
+    assert refused(text) == [
         (
             'services.a.workload.kind: there is no workload "compose"'
             " (you have `compose` configured; install selfheal-core[docker])"
         ),
         'services.a.check.kind: there is no check "neo4j" (you have `neo4j` configured; install selfheal-core[neo4j])',
-        'prometheus: there is no frontend "prometheus" (there are: http)',
+        (
+            'prometheus: there is no frontend "prometheus"'
+            " (you have `prometheus` configured; install selfheal-core[prometheus])"
+        ),
+        'grafana: there is no frontend "grafana" (there are: http)',
     ]
 
 

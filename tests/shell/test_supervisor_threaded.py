@@ -121,7 +121,7 @@ def test_s15_a_host_that_blocks_its_loop_is_healed_all_the_same(tmp_path: Path) 
 def _instance(threaded: Threaded, supervisor: Supervisor) -> Any:
     running = supervisor._running
     assert running is not None
-    return threaded._portal.call(running.actions.look, running.roster.entries["program"])
+    return threaded.portal.call(running.actions.look, running.roster.entries["program"])
 
 
 def test_what_the_application_raises_comes_out_and_everything_ends(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ Commands are imported when they are called, so that a heartbeat from a cron job 
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ from selfheal.errors import (
     RequestRefused,
     SelfhealError,
 )
+from selfheal.hookspecs import STATE_DIR
 
 COMMANDS: Final = {
     "run": "hosting",
@@ -133,3 +135,10 @@ def _of_plugins() -> list[click.Command]:
 def main(ctx: click.Context, state_dir: Path | None) -> None:
     """Watch services, repair what has really failed, and say why."""
     ctx.obj = state_dir
+    ctx.meta[STATE_DIR] = partial(_state_dir, state_dir)
+
+
+def _state_dir(named: Path | None) -> Path:
+    from selfheal.cli.asked import home
+
+    return home(named).folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import click
@@ -31,6 +31,10 @@ def home(state_dir: Path | None) -> Home:
         places = ", ".join(str(one.folder) for one in found)
         raise ControlError(f"there is more than one selfheal here ({places}): say which with --state-dir")
     raise ControlError("no selfheal was found in the usual places: say where its state_dir is, with --state-dir")
+
+
+WHOLE: Final = 60.0
+"""Seconds a command waits for what is counted from a long journal: who typed it rather waits than sees a part."""
 
 
 @attrs.define
@@ -69,7 +73,7 @@ class Asked:
             age = self.onlooker.age()
             last = f"its last entry is {span(age)} old" if age is not None else "it is empty"
             screen.note(f"{nobody}. This is from the journal; {last}.")
-        return self.onlooker.answer(name, given)
+        return self.onlooker.answer(name, given, patience=WHOLE)
 
 
 def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:

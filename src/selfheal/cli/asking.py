@@ -86,11 +86,31 @@ def _rows(answer: Mapping[str, Any]) -> Iterator[Sequence[object]]:
             line["service"],
             line["state"],
             span(line["since_seconds"]) if line["since"] else "",
-            "on probation" if line["probation"] else line["reason"] or ("not watched" if not line["watched"] else ""),
+            _reason(line),
             "" if checked is None else "just now" if checked < 1.0 else f"{span(checked)} ago",
             span(latency) if latency is not None else "",
-            line["detail"] or line["summary"],
+            _detail(line),
         )
+
+
+def _reason(line: Mapping[str, Any]) -> str:
+    if line["under_way"]:
+        return _doing(line["under_way"])
+    return "on probation" if line["probation"] else line["reason"] or ("" if line["watched"] else "not watched")
+
+
+def _doing(under_way: Mapping[str, Any]) -> str:
+    """Say what is being done: `restart, 2 of 3, for 12s`."""
+    word = "" if under_way["phase"] == "acting" else "verifying "
+    place = f", {under_way['step'] + 1} of {under_way['steps']}" if under_way["steps"] > 1 else ""
+    return f"{word}{under_way['action']}{place}, for {span(under_way['seconds'])}"
+
+
+def _detail(line: Mapping[str, Any]) -> str:
+    """Say why it is held, and what is wrong with it: the one does not hide the other."""
+    known = line["detail"]
+    seen = line["summary"] if line["state"] != "healthy" or not known else ""
+    return "; ".join(dict.fromkeys(part for part in (known, seen) if part and not (part is seen and part in known)))
 
 
 # -- one service ------------------------------------------------------------------------------------------------------
@@ -105,7 +125,8 @@ def service(service: str, as_json: bool) -> None:
     if as_json:
         screen.document(answer)
         return
-    for key, value in _flat(answer):
+    # What is so comes before what was asked for.
+    for key, value in (*_flat({**answer, "policy": None}), *_flat({"policy": answer["policy"]})):
         screen.line(f"{key:<44} {value}")
 
 
@@ -118,7 +139,8 @@ def _flat(answer: Any, path: str = "") -> Iterator[tuple[str, str]]:
         for place, value in enumerate(answer):
             yield from _flat(value, f"{path}[{place}]")
     elif answer not in (None, "", [], {}):
-        yield path, ", ".join(str(item) for item in answer) if isinstance(answer, list) else str(answer)
+        items = answer if isinstance(answer, list) else [answer]
+        yield path, ", ".join(f"{item:.6g}" if isinstance(item, float) else str(item) for item in items)
 
 
 @click.command(help=TABLE["explain"].about)
@@ -134,6 +156,8 @@ def explain(service: str, as_json: bool) -> None:
     detail = f" ({answer['detail']})" if answer["detail"] else ""
     screen.line(f"{service} is {answer['state']}{reason}{detail}", style=screen.STYLES.get(answer["state"]))
     screen.line(answer["verdict"])
+    if answer["under_way"]:
+        screen.line(f"Under way: {_doing(answer['under_way'])}")
     if answer["next_step"]:
         screen.line(f"Next step: {answer['next_step']}")
     if answer["guards"]:

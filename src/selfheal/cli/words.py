@@ -96,8 +96,9 @@ def _detail(record: Mapping[str, Any]) -> str:
 
 
 def _alert(record: Mapping[str, Any]) -> str:
-    state = "alert" if record["open"] else "resolved"
-    return f"{state} {record['severity']} {record['rule']}{_because(record)}"
+    # Not "resolved": it may be over because it got worse.
+    over = "" if record["open"] else " is over"
+    return f"alert {record['severity']} {record['rule']}{over}{_because(record)}"
 
 
 def _suppression(record: Mapping[str, Any]) -> str:

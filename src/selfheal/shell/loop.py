@@ -117,6 +117,8 @@ class Loop:
         self.under_way: Callable[[], bool] = lambda: False
         self.broke: Callable[[Exception], None] = lambda _: None
         self.aside: Callable[[Callable[[], None]], object] = lambda work: work()
+        self.within: Callable[[Callable[[], object]], object] = lambda work: work()
+        """Does what a callback has to do, so that anyio knows what it runs on (see `backend`)."""
         self.broken: Exception | None = None
         """The fault of our own that has ended the healing."""
         self.busiest = 0.0
@@ -196,7 +198,7 @@ class Loop:
         if self.broken is not None:
             return
         try:
-            work()
+            self.within(work)
         except Exception as problem:  # noqa: BLE001  # whatever it is, it is our fault and not the application's
             self.give_up(problem)
 

@@ -24,6 +24,7 @@ from selfheal.control import Question, forward
 from selfheal.core.ledger import Ledger
 from selfheal.errors import ControlError, SelfhealError
 from selfheal.journal import SqliteReader
+from selfheal.metrics import BRIEFLY, PATIENCE, Metering
 from selfheal.requests import Request
 from selfheal.shell.homes import Home
 from selfheal.shell.remembering import last_snapshot
@@ -45,6 +46,7 @@ class Onlooker:
         """Open it. Raises `JournalError` and its kin."""
         self.reader = SqliteReader(path)
         self._turn = threading.Lock()
+        self._metering = Metering(self.reader)
         try:
             snapshot, self._seq = last_snapshot(self.reader)
             self._ledger = Ledger(snapshot)
@@ -54,15 +56,22 @@ class Onlooker:
 
     def close(self) -> None:
         """Close it; twice does no harm."""
+        self._metering.close()
         self.reader.close()
 
-    def answer(self, name: str, parameters: Mapping[str, Any]) -> Any:
-        """Answer a query from what is stored. Raises `RequestRefused` or `JournalError`."""
+    def answer(self, name: str, parameters: Mapping[str, Any], *, patience: float = PATIENCE) -> Any:
+        """Answer a query from what is stored. Raises `RequestRefused` or `JournalError`.
+
+        For `metrics`, `patience` is how many seconds the first reading of the whole journal is waited for.
+        """
         if name not in views.LIVE:
             return views.stored(name, parameters, self.reader)
         with self._turn:
             self._read_on()
-            return views.live(name, parameters, self._facts())
+            if name != "metrics":
+                return views.live(name, parameters, self._facts())
+            metered = views.metered(self._facts(), parameters, patience=patience)
+        return metered()
 
     def _read_on(self) -> None:
         while page := self.reader.records(after=self._seq, limit=5000):
@@ -86,6 +95,7 @@ class Onlooker:
                 "delivery": [],
                 "last_stored": shapes.utc(last.wall) if last.number else None,
             },
+            metering=self._metering,
         )
 
     def age(self) -> float | None:
@@ -103,7 +113,7 @@ class Reading:
         self._tasks = tasks
         self._home = Home.of(journal)
         self._onlooker: Onlooker | None = None
-        self._opening = anyio.Lock()
+        self._opening = threading.Lock()
 
     async def ask(self, request: Request, parameters: Mapping[str, Any]) -> Any:
         """Answer a query: what is live from the holder, as long as that answers; all else from the journal."""
@@ -159,14 +169,23 @@ class Reading:
             if not page:
                 await anyio.sleep(POLL)
 
+    def answer(self, name: str, parameters: Mapping[str, Any]) -> Any:
+        """Answer a query from the journal alone, to who cannot wait. Blocks; may be called from any thread."""
+        return self._open().answer(name, parameters, patience=BRIEFLY)
+
     async def _opened(self) -> Onlooker:
-        async with self._opening:
+        known = self._onlooker
+        return known if known is not None else await anyio.to_thread.run_sync(self._open)
+
+    def _open(self) -> Onlooker:
+        with self._opening:
             if self._onlooker is None:
-                self._onlooker = await anyio.to_thread.run_sync(Onlooker, self._home.journal)
+                self._onlooker = Onlooker(self._home.journal)
             return self._onlooker
 
     def close(self) -> None:
         """Let go of the journal."""
-        if self._onlooker is not None:
-            self._onlooker.close()
-            self._onlooker = None
+        with self._opening:
+            if self._onlooker is not None:
+                self._onlooker.close()
+                self._onlooker = None

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -37,13 +39,15 @@ from selfheal.core.messages import (
     Started,
 )
 from selfheal.core.model import Binds, Cause, State
-from selfheal.core.records import Intended
+from selfheal.core.records import Answered, Intended
 from selfheal.core.roster import WINDOW, refusal_of_fleet
 from selfheal.core.routing import Route
-from selfheal.errors import NotRunning
+from selfheal.errors import NotRunning, RequestRefused
 from selfheal.journal import Journal
+from selfheal.metrics import Metering
 from selfheal.plugins import Notifier
 from selfheal.shell.actions import Actions
+from selfheal.shell.backend import Backend
 from selfheal.shell.callables import Application, Callables
 from selfheal.shell.checks import Checks
 from selfheal.shell.contexts import Contexts
@@ -61,7 +65,12 @@ from selfheal.shell.telling import Telling
 from selfheal.shell.watch import Watches
 from selfheal.shell.windows import Windows
 
+T = TypeVar("T")
+
 log = logging.getLogger("selfheal")
+
+TURNS: Final = 5.0
+"""Seconds a caller in another thread waits for the host's loop to turn."""
 
 STOP: Final = 4.5
 """Seconds a stop may take in all, not counting what programs of ours take to end."""
@@ -104,7 +113,9 @@ class Running:
         self.roster = roster
         self.reports: list[Report] = []
         self.stopping = False
+        self._thread = threading.get_ident()
         self._tasks = tasks
+        self._backend = Backend()
         self._resumes = last.at
         at = last.at + max(0.0, time.time() - last.wall) if last.number else 0.0
         self.changing = anyio.Lock()
@@ -139,6 +150,7 @@ class Running:
             loops=self.loops, contexts=self.contexts, poke=poke, spawn=self.spawn, restated=self.checks.restated
         )
         self.stream = Stream(seq=last.seq)
+        self.metering = Metering(journal.reader)
         self.loop = Loop(
             engine,
             journal,
@@ -150,6 +162,7 @@ class Running:
             number=last.number,
         )
         self.loop.under_way, self.loop.broke, self.loop.aside = self.checks.under_way, self._broke, self._aside
+        self.loop.within = self._backend.do
         self.checks.clock = self.actions.clock = self.watches.clock = self.loop
         self.programs = Programs(loops=self.loops, contexts=self.contexts, allowed=self._may_start)
         self.telling = Telling(plan.routes, plan.notifiers, loops=self.loops, contexts=self.contexts)
@@ -197,9 +210,35 @@ class Running:
         """The maintenance windows of a calendar that are open by what was decided."""
         return [id_.removeprefix(WINDOW) for id_ in self.engine.ledger.suppressions if id_.startswith(WINDOW)]
 
+    @property
+    def here(self) -> bool:
+        """Whether the caller stands in the thread of the host's loop."""
+        return threading.get_ident() == self._thread
+
+    def now(self, function: Callable[[], T]) -> T:
+        """Call `function` on the host's loop, from any thread, and return what it returns.
+
+        Raises `TimeoutError` where the loop does not turn.
+        """
+        if self.here:
+            return function()
+        done: Future[T] = Future()
+
+        def answer() -> None:
+            try:
+                done.set_result(function())
+            except Exception as problem:  # noqa: BLE001  # it is the caller's, who waits for it
+                done.set_exception(problem)
+
+        self.loops.tell(answer)
+        try:
+            return done.result(TURNS)
+        except TimeoutError:
+            raise TimeoutError(f"the supervisor's loop did not turn for {TURNS:g} s") from None
+
     def spawn(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """Run a coroutine function on the host's loop. A fault in it is ours, and must not end the application."""
-        self._tasks.start_soon(self._contained, function)
+        self._backend.do(partial(self._tasks.start_soon, self._contained, function))
 
     def _aside(self, work: Callable[[], None]) -> None:
         """Do what takes long, and needs nothing of the loop, in a thread; at once while stopping."""
@@ -281,6 +320,16 @@ class Running:
             raise NotRunning("the supervisor was stopped before the answer was stored; it may have been done")
         return answers[0]
 
+    def answer_to(self, key: str) -> Told:
+        """Return the stored answer to an act that was answered before. Blocks; may be called from any thread."""
+        before: int | None = None
+        while page := self.journal.reader.records(kinds=("answered",), before=before, limit=500, newest_first=True):
+            for stored in page:
+                if isinstance(stored.record, Answered) and stored.record.id == key:
+                    return Told(seq=stored.seq, number=stored.number, wall=stored.wall, record=stored.record)
+            before = page[-1].seq
+        raise RequestRefused("conflict", "it was answered before, and that answer is not stored yet; ask again")
+
     async def propose(self, roster: Roster, *, actor: str, reason: str, confirmed: bool = False) -> Told:
         """Propose a new fleet; its plugin objects are taken over when the engine accepts it."""
         event = FleetProposed(
@@ -340,6 +389,7 @@ class Running:
         if self.loop.broken is None:
             self.loop.save_snapshot()
         self.stream.close()
+        self.metering.close()
         await self.loops.aclose(left.of(PLUGINS_STOP))
         self.contexts.threads.close()
         stored = await anyio.to_thread.run_sync(self.journal.close, max(0.5, left.of(STORE_STOP)))
