@@ -9,14 +9,13 @@ from typing import Any
 
 import anyio
 import attrs
+import psycopg_pool
 import pytest
+import sqlalchemy
 from tests.servers import free_port
 from tests.stack.postgres import Server
 
 from selfheal_postgres import pools
-
-psycopg_pool = pytest.importorskip("psycopg_pool")
-sqlalchemy = pytest.importorskip("sqlalchemy")
 
 pytestmark = [pytest.mark.server, pytest.mark.real_time]
 
@@ -79,7 +78,6 @@ def test_an_engine_is_renewed(primary: Server) -> None:
 
 
 def test_an_async_engine_is_renewed(primary: Server) -> None:
-    pytest.importorskip("greenlet")
     from sqlalchemy.ext.asyncio import create_async_engine
 
     async def run() -> None:

@@ -1,0 +1,270 @@
+"""The table `[http]` of the file: the API, served by `selfheal run` itself.
+
+The server has a thread and an event loop of its own, whatever loop the daemon runs on: what it does, however much comes
+in, delays no check. Each question crosses to the loop of the supervisor and back. The server installs no signal
+handler there; when the daemon stops, its streams end first.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import ssl
+import threading
+import time
+from contextlib import suppress
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import anyio
+import anyio.to_thread
+import attrs
+import uvicorn
+from anyio.from_thread import BlockingPortal
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from selfheal.builtin.options import path, texts
+from selfheal.errors import SelfhealError
+from selfheal.supervisor import Supervisor
+from selfheal_starlette.access import host_name, is_loopback, networks
+from selfheal_starlette.app import PREFIX, RecoveryApp, recovery_app
+from selfheal_starlette.supervised import Across
+from selfheal_starlette.tokens import FILE, TokenBook, TokenFile
+
+log = logging.getLogger("selfheal.http")
+
+CONNECTIONS: Final = 1000
+"""Connections at a time; whoever comes then is told to come again."""
+
+KEPT: Final = 15
+"""Seconds a connection may rest between two requests."""
+
+BEGUN: Final = 20.0
+"""Seconds a connection may be open without a request under way; one that sends half a head is not open for ever."""
+
+STOPPED: Final = 3
+"""Seconds that open requests are given at the stop; streams end at once."""
+
+_LISTEN: Final = re.compile(r"(?:(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):)?([0-9]{1,5})")
+
+
+class NotServed(SelfhealError):
+    """The API is not served: what is written would be unsafe, or the address cannot be had."""
+
+
+@attrs.frozen(kw_only=True)
+class ServedTls:
+    """The certificate of the server."""
+
+    #: A PEM file with the certificate, and those that lead to its authority.
+    certificate: Path = attrs.field(converter=path, validator=attrs.validators.instance_of(Path))
+    #: A PEM file with the key; by default it is in the same file.
+    key: Path | None = attrs.field(default=None, converter=path)
+    #: A PEM file of authorities: clients must then show a certificate of theirs.
+    clients: Path | None = attrs.field(default=None, converter=path)
+
+
+def _listen(instance: object, attribute: attrs.Attribute[str], value: object) -> None:
+    match = _LISTEN.fullmatch(value) if isinstance(value, str) else None
+    if match is None or not 0 < int(match[2]) < 65536:
+        raise ValueError("write an address and a port, as 127.0.0.1:3000 or [::1]:3000")
+
+
+def _prefix(instance: object, attribute: attrs.Attribute[str], value: object) -> None:
+    if not isinstance(value, str) or not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", value):
+        raise ValueError("write a path such as /api/recovery, without a slash at its end")
+
+
+def _proxies(instance: object, attribute: attrs.Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
+    networks(value)
+
+
+@attrs.frozen(kw_only=True)
+class Http:
+    """Serves the API under `/api/recovery`."""
+
+    kind: ClassVar[str] = "http"
+
+    #: The address and the port to listen at. One that is not loopback needs a token.
+    listen: str = attrs.field(default="127.0.0.1:3000", validator=_listen)
+    #: The certificate to speak TLS with; without it the API is plain HTTP.
+    tls: ServedTls | None = None
+    #: Whether programs on this machine may act without a token, as long as there is none at all.
+    loopback_writes: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    #: The path under which the API stands.
+    prefix: str = attrs.field(default=PREFIX, validator=_prefix)
+    #: The host names that are answered; by default loopback's and that of `listen`, or any where that is every address.
+    hosts: tuple[str, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(texts))
+    #: Other sites whose pages may ask, as `https://dashboard.example`.
+    origins: tuple[str, ...] = attrs.field(default=(), converter=texts)
+    #: Addresses or networks of proxies whose `X-Forwarded-For` is believed.
+    proxies: tuple[str, ...] = attrs.field(default=(), converter=texts, validator=_proxies)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The host and the port."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]") or "127.0.0.1", int(port)
+
+    async def serve(self, supervisor: Supervisor) -> None:
+        """Serve until cancelled. Raises `NotServed` for what would be unsafe, and for an address that is taken."""
+        tokens = supervisor.journal.parent / FILE if supervisor.journal is not None else None
+        listening = await anyio.to_thread.run_sync(self._open, tokens)
+        async with BlockingPortal() as portal:
+            app = self._app(Across(supervisor, portal))
+            running = _Running(self._config(app), app, listening)
+            try:
+                await running.until_ended(portal)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await running.stop()
+
+    def _app(self, supervised: Across) -> RecoveryApp:
+        return recovery_app(
+            supervised,
+            loopback_writes=self.loopback_writes,
+            hosts=self._hosts(),
+            origins=self.origins,
+            proxies=self.proxies,
+        )
+
+    def _hosts(self) -> tuple[str, ...] | None:
+        if self.hosts is not None:
+            return self.hosts
+        host, _ = self.address
+        with suppress(ValueError):
+            if ip_address(host).is_unspecified:
+                return None
+        return ("localhost", "127.0.0.1", "::1", host_name(host))
+
+    def _open(self, tokens: Path | None) -> socket.socket:
+        """Return the socket that listens. Blocks."""
+        host, port = self.address
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError as problem:
+            raise NotServed(f"[http] listen: {host} is no address of this machine: {problem.strerror}") from problem
+        family, _, _, _, address = found[0]
+        if not is_loopback(ip_address(str(address[0]).partition("%")[0])):
+            self._judge(tokens)
+        # Not `create_server`: its sockets name no protocol, so asyncio sets no TCP_NODELAY; an answer then takes 40 ms.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listening.bind(address)
+            listening.listen(256)
+        except OSError as problem:
+            listening.close()
+            raise NotServed(f"[http] cannot listen at {self.listen}: {problem.strerror}") from problem
+        return listening
+
+    def _judge(self, tokens: Path | None) -> None:
+        """Refuse to be reached from other machines without a token. Raises `NotServed`."""
+        book = TokenBook(TokenFile(tokens) if tokens is not None else None)
+        if tokens is not None:
+            book.read()
+        if not book.used:
+            raise NotServed(
+                f"[http] listen = {self.listen!r} can be reached from other machines, and there is no token: "
+                "make one with `selfheal token create NAME --scope read`, or listen at 127.0.0.1"
+            )
+        if self.tls is None:
+            log.warning("[http] tokens cross the network unencrypted: set `tls`, or put a proxy that does in front")
+
+    def _config(self, app: RecoveryApp) -> uvicorn.Config:
+        tls: dict[str, Any] = {}
+        if self.tls is not None:
+            tls = {"ssl_certfile": str(self.tls.certificate), "ssl_keyfile": str(self.tls.key or self.tls.certificate)}
+            if self.tls.clients is not None:
+                tls |= {"ssl_ca_certs": str(self.tls.clients), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+        return uvicorn.Config(
+            Starlette(routes=[Mount(self.prefix, app=app)]),
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_keep_alive=KEPT,
+            timeout_graceful_shutdown=STOPPED,
+            h11_max_incomplete_event_size=32 << 10,
+            **tls,
+        )
+
+
+class _Server(uvicorn.Server):
+    """A server that ends connections which never come to a request: uvicorn itself has no deadline for a head."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._idle: dict[object, float] = {}
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what is done every tenth of a second, and look after the connections every second."""
+        if counter % 10 == 0:
+            self._end_idle(time.monotonic())
+        return await super().on_tick(counter)
+
+    def _end_idle(self, now: float) -> None:
+        before, self._idle = self._idle, {}
+        for connection in self.server_state.connections:
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and not getattr(cycle, "response_complete", False):
+                continue
+            since = self._idle[connection] = before.get(connection, now)
+            transport = getattr(connection, "transport", None)
+            if now - since > BEGUN and transport is not None:
+                transport.abort()
+
+
+class _Running:
+    """The server in its thread."""
+
+    def __init__(self, config: uvicorn.Config, app: RecoveryApp, listening: socket.socket) -> None:
+        self._server = _Server(config)
+        self._app = app
+        self._listening = listening
+        self._ended = anyio.Event()
+        self._problem: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    async def until_ended(self, portal: BlockingPortal) -> None:
+        """Start, and return when it has ended by itself. Raises what ended it."""
+
+        def run() -> None:
+            try:
+                self._server.run(sockets=[self._listening])
+            except BaseException as problem:  # noqa: BLE001  # a server that cannot start raises SystemExit; it is told
+                self._problem = problem
+            finally:
+                with suppress(RuntimeError):
+                    portal.call(self._ended.set)
+
+        self._thread = threading.Thread(target=run, name="selfheal-http", daemon=True)
+        self._thread.start()
+        log.info("the API listens at %s", self._listening.getsockname()[:2])
+        await self._ended.wait()
+        if self._problem is not None:
+            raise NotServed(f"[http] the server has ended: {self._problem!r}") from self._problem
+
+    async def stop(self) -> None:
+        """Stop: the streams end, open requests have a moment, and then it is over."""
+        self._app.feed.closing = True
+        self._server.should_exit = True
+        if self._thread is None:
+            self._listening.close()
+            return
+        with anyio.move_on_after(STOPPED + 2.0):
+            await self._ended.wait()
+        if not self._ended.is_set():
+            self._server.force_exit = True
+            log.warning("the server of the API did not stop in time, and is left behind")
+        self._listening.close()
