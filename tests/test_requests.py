@@ -60,7 +60,7 @@ def refusal(name: object, parameters: dict[str, Any]) -> RequestRefused:
 
 def test_the_table_has_every_request_of_the_design() -> None:
     queries = (
-        "status services service explain incidents incident history graph alerts approvals suppressions audit "
+        "status services service explain incidents incident history results graph alerts approvals suppressions audit "
         "statistics metrics health records heartbeat"
     )
     acts = "initialize recover enable disable pause resume maintenance silence lift approve refuse acknowledge release"

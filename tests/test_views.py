@@ -25,12 +25,13 @@ from selfheal.core.model import (
     Dependency,
     Effect,
     Fleet,
+    Incident,
     Policy,
     Severity,
     State,
     Step,
 )
-from selfheal.core.records import RECORDS, Delivered, Doubted
+from selfheal.core.records import RECORDS, Delivered, Doubted, IncidentMerged, IncidentOpened
 from selfheal.errors import ControlError, RequestRefused
 from selfheal.journal import MemoryStore
 from selfheal.journal.store import Batch
@@ -162,6 +163,7 @@ NEEDED: Mapping[str, Mapping[str, Any]] = {
     "service": {"service": "web"},
     "explain": {"service": "batch"},
     "incident": {"number": 1},
+    "results": {"service": "web"},
 }
 QUERIES = [row.name for row in TABLE.values() if not row.act and row.name != "heartbeat"]
 
@@ -173,7 +175,7 @@ OUTER: Final = (
 
 LINE: Final = (
     "service state reason detail since since_seconds probation incident root attempt under_way cause watched "
-    "last_check last_verdict latency_seconds summary"
+    "last_check next_check last_verdict latency_seconds summary"
 )
 
 PROMISED: Mapping[str, str] = {
@@ -186,6 +188,7 @@ PROMISED: Mapping[str, str] = {
     "incident": "incident root opened closed open merged_into members actions relapses because correlation_id "
     "detection_seconds duration_seconds timeline",
     "history": OUTER,
+    "results": "service time verdict cause latency_seconds summary",
     "graph": "services edges",
     "alerts": f"{OUTER} alert rule severity open text opened resolved acknowledged_by",
     "approvals": "service action step incident asked skipped_at",
@@ -440,6 +443,16 @@ def test_incidents_come_newest_first_and_only_open_ones_when_asked(night: Night)
     assert [one["incident"] for one in night.ask("incidents", limit=1)] == [3]
 
 
+def test_an_incident_that_was_merged_is_not_listed_as_open_for_ever() -> None:
+    incidents = [Incident(number=number, root=root, since=1.0) for number, root in ((1, "db"), (2, "api"))]
+    store = MemoryStore()
+    opened = [IncidentOpened(at=1.0, service=one.root, incident=one) for one in incidents]
+    merged = IncidentMerged(at=2.0, service="api", incident=2, into=1)
+    store.append([Batch(number=1, at=2.0, wall=BEGAN, records=(*opened, merged))], durable=True)
+    assert [one["incident"] for one in views.stored("incidents", {}, store)] == [2, 1]
+    assert [one["incident"] for one in views.stored("incidents", {"open": True}, store)] == [1]
+
+
 def test_a_page_of_records_goes_on_where_the_last_one_ended(night: Night) -> None:
     everything, after, pages = [], 0, 0
     while page := night.ask("records", after=after, limit=7):
@@ -466,7 +479,6 @@ def test_every_record_of_the_night_has_the_same_outer_fields(night: Night) -> No
 
 
 def test_a_merge_and_a_delivery_have_the_shape_too() -> None:
-    from selfheal.core.records import IncidentMerged
 
     merged = plain(shapes.public(IncidentMerged(at=5.0, service="web", incident=2, into=1), seq=9, wall=BEGAN))
     assert (merged["incident"], merged["root_incident"], merged["reason"]["code"]) == (2, 1, "merged")

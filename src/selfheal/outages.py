@@ -42,6 +42,11 @@ class Outage:
     relapses: int = 0
     first_failure: float | None = None
 
+    @property
+    def open(self) -> bool:
+        """Whether it goes on by itself; one that was merged goes on in another."""
+        return self.closed is None and self.into is None
+
     def shape(self) -> dict[str, Any]:
         """Return it as the API shows it."""
         return {
@@ -49,7 +54,7 @@ class Outage:
             "root": self.root,
             "opened": utc(self.opened),
             "closed": utc(self.closed) if self.closed is not None else None,
-            "open": self.closed is None and self.into is None,
+            "open": self.open,
             "merged_into": self.into,
             "members": list(self.members),
             "actions": self.actions,

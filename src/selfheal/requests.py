@@ -112,6 +112,14 @@ TABLE: Final[Mapping[str, Request]] = {
         _query(
             "history", "Records of one service or of all, newest first.", "a list of records", _SOME, _BEFORE, _LIMIT
         ),
+        _query(
+            "results",
+            "What the checks of a service found, newest first.",
+            "a list of results with their latencies",
+            _SERVICE,
+            Parameter(name="window", kind=Kind.SECONDS, about="only the last so many seconds; without it, an hour"),
+            _LIMIT,
+        ),
         _query("graph", "Who depends on whom.", "nodes and edges, roots first"),
         _query(
             "alerts",
@@ -130,6 +138,7 @@ TABLE: Final[Mapping[str, Request]] = {
             "per service: uptime, failures, times, recoveries",
             _SOME,
             Parameter(name="window", kind=Kind.SECONDS, about="only the last so many seconds; without it, all"),
+            Parameter(name="days", kind=Kind.NUMBER, about="also how each of the last so many days went; at most 366"),
         ),
         _query("metrics", "Metrics, as Prometheus reads them.", "text, or families with their samples", _FORMAT),
         _query(

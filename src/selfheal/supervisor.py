@@ -519,6 +519,7 @@ class Supervisor:
             at=running.loop.at(),
             to_unix=running.loop.to_unix,
             evidence_of=lambda name: engine.evidence(name) if name not in engine.ledger.unwatched else None,
+            due_of=engine.due,
             explain=engine.explain,
             kinds={name: service.kind or "callable" for name, service in self._services.items()},
             health={

@@ -7,6 +7,7 @@ thread; *stored* answers are read from the journal, in any thread or process. Re
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from math import inf
@@ -39,8 +40,13 @@ from selfheal.shapes import VERSION, public, utc
 STATISTICS: Final = tuple(sorted({*timeline.KINDS, *repairs.KINDS}))
 """The records that the numbers are made of."""
 
+MOST_DAYS: Final = 366
+"""Days of one answer about each day."""
+
 LIMIT: Final = 100
 MOST: Final = 1000
+HOUR: Final = 3600.0
+"""Seconds of results, unless the caller says how many."""
 
 LIVE: Final = frozenset(
     {"status", "services", "service", "explain", "graph", "approvals", "suppressions", "health", "metrics"}
@@ -59,6 +65,7 @@ class Facts:
     at: float
     to_unix: Callable[[float], float]
     evidence_of: Callable[[str], Evidence | None] = lambda name: None
+    due_of: Callable[[str], float] = lambda name: inf
     explain: Callable[[str], tuple[tuple[str, Hold | None], ...]] | None = None
     kinds: Mapping[str, str] = attrs.field(factory=dict)
     health: Mapping[str, Any] = attrs.field(factory=dict)
@@ -123,6 +130,7 @@ def _line(facts: Facts, name: str) -> dict[str, Any]:
         "cause": condition.cause.value if condition.cause is not None else None,
         "watched": name not in facts.ledger.unwatched,
         "last_check": facts.time(evidence.last_at) if evidence is not None else None,
+        "next_check": facts.time(facts.due_of(name)),
         "last_verdict": evidence.last_verdict.value if evidence is not None and evidence.last_verdict else None,
         "latency_seconds": evidence.latency if evidence is not None else None,
         "summary": evidence.summary if evidence is not None else "",
@@ -493,7 +501,7 @@ def _incidents(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, 
         for outage in reversed(found.values())
         if (service is None or service in outage.members)
         and outage.number < before
-        and not (parameters.get("open") and outage.closed is not None)
+        and (outage.open or not parameters.get("open"))
     ]
     return chosen[: _most(parameters)]
 
@@ -509,6 +517,23 @@ def _one_incident(reader: Reader, parameters: Mapping[str, Any]) -> dict[str, An
         if (shape := _stored(record))["incident"] == number or shape["root_incident"] == number
     ]
     return {**outage.shape(), "timeline": timeline}
+
+
+def _results(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The newest results of a service. Raw results expire; what is left is what there is."""
+    since = reader.last().wall - parameters.get("window", HOUR)
+    newest = deque(reader.results(str(parameters["service"]), since=since), maxlen=_most(parameters))
+    return [
+        {
+            "service": one.finished.service,
+            "time": utc(one.wall),
+            "verdict": one.finished.result.verdict.value,
+            "cause": one.finished.result.cause.value if one.finished.result.cause is not None else None,
+            "latency_seconds": one.finished.ended - one.finished.started,
+            "summary": one.finished.result.summary,
+        }
+        for one in reversed(newest)
+    ]
 
 
 def _statistics(reader: Reader, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -530,12 +555,18 @@ def _statistics(reader: Reader, parameters: Mapping[str, Any]) -> dict[str, Any]
     for repair in steps.all:
         done[repair.service].append(repair)
     services = {
-        name: availability.numbers(
-            one, done[name], since=since, until=until, score=availability.reliability(weeks[name], fleet)
+        name: dict(
+            availability.numbers(
+                one, done[name], since=since, until=until, score=availability.reliability(weeks[name], fleet)
+            )
         )
         for name, one in lived.items()
         if service in (None, name)
     }
+    if (days := parameters.get("days")) is not None:
+        last = reader.last()
+        for name, shown in services.items():
+            shown["days"] = availability.daily(lived[name], until, last.wall + (until - last.at), min(days, MOST_DAYS))
     return {"incidents": len(outages.read(reader)), "window_seconds": until - since, "services": services}
 
 
@@ -546,5 +577,6 @@ _STORED: Final[Mapping[str, Callable[[Reader, Mapping[str, Any]], Any]]] = {
     "alerts": _alerts,
     "audit": _audit,
     "statistics": _statistics,
+    "results": _results,
     "records": _records,
 }

@@ -60,6 +60,23 @@ def test_of_time_in_which_nobody_looked_there_is_no_uptime() -> None:
     assert a.availability(story.lived(1000.0), 100.0, 1000.0).coverage is None
 
 
+def test_each_day_is_one_of_utc_and_what_nobody_saw_is_in_none_of_its_parts() -> None:
+    story = up_since(10.0)
+    story.outage(DAY - 50.0, lasts=100.0)
+    story.says(Resumed(at=2 * DAY, away=DAY / 2))
+    noon = 20_000.5 * DAY  # journal time 0 was midnight
+    days = a.daily(story.lived(2.5 * DAY), 2.5 * DAY, noon, 90)
+    assert [(day["date"], day["observed_seconds"], day["down_seconds"]) for day in days] == [
+        ("2024-10-02", DAY - 10.0, 50.0),
+        ("2024-10-03", DAY / 2, 50.0),
+        ("2024-10-04", DAY / 2, 0.0),
+    ]
+    assert [day["date"] for day in a.daily(story.lived(2.5 * DAY), 2.5 * DAY, noon, 2)] == ["2024-10-03", "2024-10-04"]
+    # An hour later by the clock on the wall: midnight was an hour earlier.
+    shifted = a.daily(story.lived(2.5 * DAY), 2.5 * DAY, noon + 3600.0, 90)
+    assert [day["observed_seconds"] for day in shifted] == [DAY - 3610.0, DAY / 2 + 3600.0, DAY / 2]
+
+
 # -- how long ---------------------------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,7 @@ PROMISED: dict[str, set[str]] = {
     "statistics": {"services", "incidents"},
     "graph": {"services", "edges"},
 }
-LISTS = {"services", "incidents", "history", "alerts", "approvals", "suppressions", "audit", "records"}
+LISTS = {"services", "incidents", "history", "alerts", "approvals", "suppressions", "audit", "records", "results"}
 
 
 class Outage:
@@ -68,6 +68,7 @@ async def test_every_answer_is_plain_data_and_what_the_table_promises(tmp_path: 
             "service": {"service": "api"},
             "explain": {"service": "api"},
             "incident": {"number": 1},
+            "results": {"service": "api"},
         }
         for request in requests.TABLE.values():
             if request.act or request.name == "heartbeat":

@@ -13,11 +13,7 @@ from typing import Any, Final
 import attrs
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.routing import Mount
-from starlette.types import Receive, Send
-from starlette.types import Scope as Connection
 from tests.servers import free_port, until
 from tests.stack.starlette import MANY, PREFIX
 
@@ -25,8 +21,8 @@ from selfheal import Backoff, Service, Supervisor
 from selfheal.builtin.process import ProcessWorkload
 from selfheal.builtin.process_check import ProcessCheck
 from selfheal.requests import Scope
-from selfheal_starlette import RecoveryApp, recovery_app
-from selfheal_starlette.tokens import FILE, TokenBook, TokenFile
+from selfheal_starlette import recovery_app
+from selfheal_starlette.tokens import FILE, TokenFile
 
 QUICK: Final[dict[str, Any]] = {
     "interval": 0.5,
@@ -110,32 +106,6 @@ class Shop:
         return text
 
 
-class Introduced:
-    """The API, and beside it the route by which a caller hears who it is."""
-
-    def __init__(self, app: RecoveryApp, book: TokenBook, *, writes: bool) -> None:
-        self._app = app
-        self._book = book
-        self._writes = writes
-
-    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
-        """Answer."""
-        if scope["type"] != "http" or not scope["path"].endswith("/whoami"):
-            await self._app(scope, receive, send)
-            return
-        await self._book.refresh()
-        given = Request(scope).headers.get("authorization", "").removeprefix("Bearer ")
-        token = self._book.find(given)
-        told: dict[str, Any] = {"name": "loopback", "scope": "operate" if self._writes else "read", "services": None}
-        if token is not None:
-            services = list(token.services) if token.services is not None else None
-            told = {"name": token.name, "scope": token.scope.value, "services": services}
-        elif given or self._book.used:
-            await JSONResponse({"detail": "who are you?"}, status_code=401)(scope, receive, send)
-            return
-        await JSONResponse(told)(scope, receive, send)
-
-
 @attrs.frozen
 class Site:
     """A server that runs: where its page is."""
@@ -159,10 +129,7 @@ def open_site(supervisor: Supervisor, *, port: int = 0, prefix: str = PREFIX, **
     """Serve the API of a supervisor and its page, and stop at the end. `options` are those of `recovery_app`."""
     port = port or free_port()
     given: dict[str, Any] = {"loopback_writes": True, "rates": MANY, **options}
-    assert supervisor.journal is not None
-    book = TokenBook(TokenFile(supervisor.journal.parent / FILE))
-    api = Introduced(recovery_app(supervisor, **given), book, writes=given["loopback_writes"])
-    app = Starlette(routes=[Mount(prefix, app=api)], lifespan=supervisor.lifespan)
+    app = Starlette(routes=[Mount(prefix, app=recovery_app(supervisor, **given))], lifespan=supervisor.lifespan)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=port, log_config=None, ws="none", timeout_graceful_shutdown=2, access_log=False
     )

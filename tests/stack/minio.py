@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.servers import free_ports, until
 from tests.stack.built import built
 from tests.stack.child import Child
+from tests.stack.running import Program
 
 USER = "steward"
 PASSWORD = "sesame-open-sesame"  # of a server that lives for one test
@@ -36,6 +37,10 @@ class Minio(Child):
 
     def begin(self, *options: str, **environment: str) -> None:
         """Start it, with more options and environment, and do not wait."""
+        self._process = self.serving(*options, **environment).begin(self.folder / "log")
+
+    def serving(self, *options: str, **environment: str) -> Program:
+        """Return the server as a program; its drives are made."""
         for drive in self.drives:
             drive.mkdir(parents=True, exist_ok=True)
         known = {
@@ -49,14 +54,11 @@ class Minio(Child):
             "_MINIO_SERVER_LOCAL": f"127.0.0.1:{self.port}",  # inside a container it would wait for another address
         }
         ours = ["server", "--quiet", "--address", f"127.0.0.1:{self.port}", "--certs-dir", str(self.folder / "certs")]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(self.program), *ours, *options, *(self.endpoints or map(str, self.drives))],
-                env=known | environment,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-            )
+        return Program(
+            arguments=(str(self.program), *ours, *options, *(self.endpoints or map(str, self.drives))),
+            environment=known | environment,
+            cwd=self.folder,
+        )
 
     def start(self, *options: str, **environment: str) -> None:
         """Start it, and wait until it says that it can be written."""

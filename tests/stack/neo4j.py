@@ -18,6 +18,7 @@ from typing import Any
 from tests.servers import free_ports, program_of, until
 from tests.stack.built import built
 from tests.stack.child import Child
+from tests.stack.running import Program
 
 USER = "neo4j"
 PASSWORD = "sesame-open-sesame"
@@ -75,20 +76,24 @@ class Neo4j(Child):
             (conf / name).write_text(_LOGS)
         if fresh:
             admin = "org.neo4j.server.startup.Neo4jAdminCommand"
-            self._java(admin, "dbms", "set-initial-password", self.password).wait(60.0)
+            self._java(admin, "dbms", "set-initial-password", self.password).begin(self.home / "log").wait(60.0)
 
     def begin(self) -> None:
         """Start it, and do not wait."""
+        self._process = self.serving().begin(self.home / "log")
+
+    def serving(self) -> Program:
+        """Return the server as a program; its home is made."""
         self.prepare()
         places = [f"--home-dir={self.home}", f"--config-dir={self.home / 'conf'}"]
-        self._process = self._java("org.neo4j.server.CommunityEntryPoint", *places)
+        return self._java("org.neo4j.server.CommunityEntryPoint", *places)
 
     def start(self) -> None:
         """Start it, and wait until it answers a query."""
         self.begin()
         until(lambda: self.ask("RETURN 1")[0] == 202, "Neo4j answers", 90.0)
 
-    def _java(self, entry: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _java(self, entry: str, *arguments: str) -> Program:
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
@@ -96,14 +101,11 @@ class Neo4j(Child):
             "NEO4J_CONF": str(self.home / "conf"),
         }
         options = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *_OPENS]
-        with (self.home / "log").open("ab") as log:
-            return subprocess.Popen(
-                [self.java, *options, "-cp", f"{self.jars}/*", entry, *arguments],
-                env=environment,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-            )
+        return Program(
+            arguments=(self.java, *options, "-cp", f"{self.jars}/*", entry, *arguments),
+            environment=environment,
+            cwd=self.home,
+        )
 
     def ask(self, statement: str, database: str = "neo4j", password: str | None = None) -> tuple[int, Any]:
         """Run a statement over HTTP; return the status and the answer, 0 where there is none."""
@@ -119,9 +121,9 @@ class Neo4j(Child):
         finally:
             connection.close()
 
-    def headers(self, password: str | None = None) -> dict[str, str]:
-        """Return what a request of its owner, or of somebody with another password, has for headers."""
-        pair = base64.b64encode(f"{USER}:{password or self.password}".encode()).decode()
+    def headers(self, password: str | None = None, user: str = USER) -> dict[str, str]:
+        """Return what a request of its owner, or of somebody else or with another password, has for headers."""
+        pair = base64.b64encode(f"{user}:{password or self.password}".encode()).decode()
         return {"Authorization": f"Basic {pair}", "Content-Type": "application/json", "Accept": "application/json"}
 
     def copy_from(self, other: Neo4j) -> None:

@@ -26,6 +26,7 @@ from typing import Any, Final, Self
 import pytest
 from tests.servers import free_port, program_of, until
 from tests.stack.child import freeze
+from tests.stack.running import Program
 
 ADMIN: Final = "postgres"
 ADMIN_PASSWORD: Final = "hunter2-admin-81c3"
@@ -111,11 +112,19 @@ class Server:
 
     def begin(self, **settings: Any) -> None:
         """Start it with these settings over ours, and do not wait."""
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command(settings), cwd=self.folder, stdout=log, stderr=log, **unprivileged()
-            )
+        self._process = self.serving(**settings).begin(self.log)
         self._pid = self._process.pid
+
+    def serving(self, **settings: Any) -> Program:
+        """Return the server as a program, with these settings over ours."""
+        who = unprivileged()
+        return Program(
+            arguments=tuple(self._command(settings)),
+            environment={"PATH": os.environ["PATH"], "HOME": str(self.folder)},
+            cwd=self.folder,
+            user=who.get("user"),
+            group=who.get("group"),
+        )
 
     def start_apart(self, **settings: Any) -> None:
         """Start it as nobody's child, and wait until it takes connections: what it forks is not counted as ours."""
@@ -342,9 +351,9 @@ class Server:
 class Template:
     """A data folder made once; servers are copies of it. Its roles: the administrator, and one that may only log in."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Path = Path("/tmp")) -> None:
         self.bin = programs()
-        self.root = Path(tempfile.mkdtemp(prefix="selfheal-postgres-", dir="/tmp"))
+        self.root = Path(tempfile.mkdtemp(prefix="selfheal-postgres-", dir=place))
         self._servers: list[Server] = []
         self.own(self.root)
         self._made = self._make()

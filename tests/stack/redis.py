@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any, Self, TypeAlias
 
 from tests.servers import free_port, program_of, until
 from tests.stack.child import Child
+from tests.stack.running import Program
 
 Answer: TypeAlias = Any
 """Text, a number, a list of answers, or None; an error is a text that begins with a minus."""
@@ -52,18 +54,23 @@ class RedisServer(Child):
 
     def begin(self, *options: str) -> None:
         """Start it with these options over ours, and do not wait."""
+        self._run(self.serving(*options))
+
+    def serving(self, *options: str) -> Program:
+        """Return the server as a program, with these options over ours."""
         ours = {"port": self.port, "bind": "127.0.0.1", "dir": self.folder, "save": "", "daemonize": "no"}
         arguments = [part for name, value in ours.items() for part in (f"--{name}", str(value))]
         if self.password is not None:
             arguments += ["--requirepass", self.password, "--masterauth", self.password]
-        self._run(*arguments, *options)
+        return self._program_with(*arguments, *options)
 
-    def _run(self, *arguments: str) -> None:
+    def _program_with(self, *arguments: str) -> Program:
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
+        return Program(arguments=(self._program, *arguments), environment=environment, cwd=self.folder)
+
+    def _run(self, program: Program) -> None:
         assert self._process is None, "it runs already"
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._program, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
-            )
+        self._process = program.begin(self.folder / "log")
 
     def start(self, *options: str) -> None:
         """Start it, and wait until it serves: until it answers anything but that it is loading."""
@@ -127,7 +134,7 @@ class RedisSentinel(RedisServer):
             if self.primary.password is not None:
                 lines.append(f"sentinel auth-pass {self.name} {self.primary.password}")
             file.write_text("\n".join(lines) + "\n")
-        self._run(str(file), "--sentinel")
+        self._run(self._program_with(str(file), "--sentinel"))
 
     def replica(self) -> dict[str, str]:
         """Return what it says of the first replica of its primary."""
@@ -142,7 +149,11 @@ class RedisClient:
         self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=timeout)
         self._heard = self._socket.makefile("rb")
         if server.password is not None:
-            self.ask("AUTH", server.password)
+            try:
+                self.ask("AUTH", server.password)
+            except (OSError, EOFError):
+                self.close()
+                raise
 
     def send(self, *words: str | int) -> None:
         """Send one command, and do not wait for the answer."""

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -78,8 +78,10 @@ done
 class Systemd:
     """One booted systemd; `folder` holds its files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, binds: Sequence[Path] = ()) -> None:
         self.folder = folder
+        self.binds = binds
+        """Places of this machine that are the same ones in it: what is written there stays."""
         self.root = folder / "root"
         self.init = 0
         self._stack = ExitStack()
@@ -108,7 +110,9 @@ class Systemd:
             # It ends with whoever has started it, whatever becomes of that.
             *("setpriv", "--pdeathsig=KILL"),
             *("systemd-nspawn", "--quiet", "-D", str(self.root), "--register=no", "--keep-unit"),
-            *("--drop-capability=CAP_SYS_RESOURCE", "--console=pipe", "-b", "--"),
+            *("--drop-capability=CAP_SYS_RESOURCE", "--console=pipe"),
+            *(f"--bind={place}" for place in self.binds),
+            *("-b", "--"),
             "--unit=selfheal-stack.target",
         ]
         self._container = subprocess.Popen(
@@ -293,9 +297,9 @@ class Systemd:
 
 
 @contextmanager
-def booted() -> Iterator[Systemd]:
+def booted(*binds: Path) -> Iterator[Systemd]:
     """Have a systemd of one's own; skipped where it cannot be, with the reason, or failed if it is required."""
-    one = Systemd(Path(tempfile.mkdtemp(prefix="selfheal-systemd-")))
+    one = Systemd(Path(tempfile.mkdtemp(prefix="selfheal-systemd-")), binds=binds)
     try:
         one.start()
         yield one

@@ -15,6 +15,7 @@ from typing import Any
 from tests.servers import free_ports, until
 from tests.stack.built import built
 from tests.stack.child import Child
+from tests.stack.running import Program
 
 KEY = "sesame-open-sesame"
 
@@ -38,6 +39,10 @@ class Weaviate(Child):
 
     def begin(self, **environment: str) -> None:
         """Start it, with more environment, and do not wait."""
+        self._process = self.serving(**environment).begin(self.folder / f"{self.name}.log")
+
+    def serving(self, **environment: str) -> Program:
+        """Return the server as a program; its folder is made."""
         data = self.folder / self.name
         data.mkdir(parents=True, exist_ok=True)
         known = {
@@ -72,15 +77,11 @@ class Weaviate(Child):
             }
         if self.join is not None:
             known["CLUSTER_JOIN"] = f"127.0.0.1:{self.join._gossip}"
-        with (self.folder / f"{self.name}.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(self.program), "--host", "127.0.0.1", "--port", str(self.port), "--scheme", "http"],
-                env=known | environment,
-                cwd=data,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-            )
+        return Program(
+            arguments=(str(self.program), "--host", "127.0.0.1", "--port", str(self.port), "--scheme", "http"),
+            environment=known | environment,
+            cwd=data,
+        )
 
     def start(self, **environment: str) -> None:
         """Start it, and wait until it says that it is ready."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from math import inf
 from typing import Any, Final
 
@@ -63,6 +64,32 @@ def availability(lived: Lived, since: float, until: float) -> Availability:
         uptime=1.0 - down / observed.seconds if observed.seconds > 0 else None,
         coverage=observed.seconds / unplanned if unplanned > 0 else None,
     )
+
+
+def daily(lived: Lived, until: float, wall: float, days: int) -> list[dict[str, Any]]:
+    """Return how each of the last `days` days went, oldest first; days are of UTC, and the last ends with `until`.
+
+    `wall` is the UNIX time of `until`. A day before the first of which anything is known is left out; in the others,
+    seconds that are in none of the four were not observed.
+    """
+    known = min((since for since, _ in lived.enabled), default=inf)
+    midnight = until - wall % DAY
+    found = []
+    for back in range(days - 1, -1, -1):
+        since, end = midnight - back * DAY, min(until, midnight - back * DAY + DAY)
+        if end <= known:
+            continue
+        day = availability(lived, since, end)
+        found.append(
+            {
+                "date": datetime.fromtimestamp(wall - (until - since), UTC).date().isoformat(),
+                "observed_seconds": day.observed,
+                "down_seconds": day.down,
+                "degraded_seconds": day.degraded,
+                "planned_seconds": day.planned,
+            }
+        )
+    return found
 
 
 def quantile(durations: Iterable[float], still: Iterable[float], share: float) -> float | None:

@@ -43,6 +43,7 @@ COMMANDS: Final = {
     "incidents": "asking",
     "incident": "asking",
     "history": "asking",
+    "results": "asking",
     "alerts": "asking",
     "approvals": "asking",
     "suppressions": "asking",

@@ -240,6 +240,24 @@ def _records(records: Sequence[Mapping[str, Any]]) -> None:
     screen.table(("TIME", "SERVICE", "WHAT"), rows, empty="nothing is recorded")
 
 
+@click.command(help=TABLE["results"].about)
+@click.argument("service")
+@click.option("--last", callback=seconds, help="Only the last so many seconds, or 2h. Else an hour.")
+@limit_option
+@json_option
+def results(service: str, last: float | None, limit: int, as_json: bool) -> None:
+    """List results of checks."""
+    answer = Asked.here().ask("results", service=service, window=last, limit=limit)
+    if as_json:
+        screen.document(answer)
+        return
+    rows = [
+        (clock(one["time"]), one["verdict"], one["cause"] or "", span(one["latency_seconds"]), one["summary"])
+        for one in answer
+    ]
+    screen.table(("TIME", "VERDICT", "CAUSE", "LATENCY", "SUMMARY"), rows, empty="no result is kept")
+
+
 # -- lists ------------------------------------------------------------------------------------------------------------
 
 

@@ -78,6 +78,11 @@ class Caller:
         """What tells this caller from others: where rates are counted, and in what an idempotency key counts."""
         return f"token {self.token}" if self.token else f"name {self.name}"
 
+    def shown(self) -> dict[str, Any]:
+        """Return what a caller is told about itself."""
+        services = sorted(self.services) if self.services is not None else None
+        return {"name": self.name, "scope": self.scope.value, "services": services}
+
     def actor(self, address: str) -> str:
         """Return who it is, as the audit trail has it."""
         by = f" (token {self.token})" if self.token else ""

@@ -282,6 +282,8 @@ class RecoveryApp:
                 return Response(pages.docs(), media_type="text/html", headers={"content-security-policy": pages.POLICY})
             case "health":
                 return await self._health(asked)
+            case "whoami":
+                return await _shown(asked.request, asked.known.shown())
         if not self._supervised.running:
             raise Refusal("not_running", NOT_RUNNING)
         if asked.route.own == "metrics":

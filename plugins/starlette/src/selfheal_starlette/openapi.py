@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from selfheal.metrics import CONTENT_TYPES
-from selfheal.requests import Kind, Parameter
+from selfheal.requests import Kind, Parameter, Scope
 from selfheal_starlette import problems
 from selfheal_starlette.routes import MOST, NAME, ROUTES, Route
 
@@ -152,6 +152,13 @@ SCHEMAS: Final[Mapping[str, dict[str, Any]]] = {
     ),
     "Health": _object({"status": {"type": "string", "enum": ["pass", "fail"]}, "why": _TEXTS}, details=_OBJECT),
     "Ticket": _object({"ticket": _TEXT, "good_for_seconds": _SECONDS}),
+    "Caller": _object(
+        {
+            "name": _TEXT,
+            "scope": {"type": "string", "enum": [scope.value for scope in Scope]},
+            "services": {"type": ["array", "null"], "items": _TEXT},
+        }
+    ),
     "Statistics": _object({"incidents": {"type": "integer"}, "services": _OBJECT}),
     "Graph": _object({"services": _many(_OBJECT), "edges": _many(_OBJECT)}),
     "Metrics": {
@@ -171,6 +178,8 @@ ANSWERS: Final[Mapping[str, dict[str, Any]]] = {
     "metrics": _named("Metrics"),
     "health": _named("Health"),
     "ticket": _named("Ticket"),
+    "whoami": _named("Caller"),
+    "results": _object({"time": _TEXT, "verdict": _TEXT, "latency_seconds": _SECONDS, "summary": _TEXT}),
     "openapi": _OBJECT,
     "services": _named("Service"),
     "incidents": _named("Incident"),

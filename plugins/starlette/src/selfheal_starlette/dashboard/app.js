@@ -21,7 +21,7 @@ const NAVIGATION = [["", "Overview"], ["graph", "Graph"], ["incidents", "Inciden
 const HOME = { service: "", incident: "incidents" };
 
 const state = {
-  status: null, approvals: [], more: new Map(), filter: { text: "", state: "" }, samples: new Map(), pages: new Map(),
+  status: null, approvals: [], more: new Map(), filter: { text: "", state: "" }, pages: new Map(),
   view: overview, name: "", param: "", data: null, live: false, lostSince: null, problem: null,
 };
 const place = (id) => document.getElementById(id);
@@ -117,7 +117,6 @@ async function load() {
   const { view, param } = state;
   try {
     state.status = await api.get("status");
-    sample();
     const asks = state.status.services.some((line) => line.reason === "held:approval");
     state.approvals = asks ? (await api.get("approvals")).approvals : [];
     const data = await view.load(state);
@@ -134,18 +133,6 @@ async function load() {
     if (problem.status === 0) lost(problem);
   }
   draw();
-}
-
-/** Keep each latency that is seen: the API has no series of them. */
-function sample() {
-  for (const line of state.status.services) {
-    if (line.latency_seconds === null || !line.last_check) continue;
-    const known = state.samples.get(line.service) ?? [];
-    const at = Date.parse(line.last_check) / 1000;
-    if (known.at(-1)?.[0] !== at) known.push([at, line.latency_seconds * 1000]);
-    if (known.length > 600) known.shift();
-    state.samples.set(line.service, known);
-  }
 }
 
 /** Who are we? An API that does not say leaves it to each act. */

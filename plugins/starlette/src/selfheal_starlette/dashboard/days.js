@@ -35,7 +35,7 @@ function bars(one) {
 export default {
   title: "90 days",
   async load() {
-    if (!kept.answer || Date.now() - kept.at > 60000) Object.assign(kept, { answer: await get("statistics"), at: Date.now() });
+    if (!kept.answer || Date.now() - kept.at > 60000) Object.assign(kept, { answer: await get(`statistics?days=${DAYS}`), at: Date.now() });
     return kept.answer;
   },
   draw({ data, status }) {

@@ -90,9 +90,7 @@ function numbers(one) {
 
 function chart(samples) {
   const last = samples.at(-1);
-  const words = samples.length > 1
-    ? `${samples.length} results since you opened this page, the last took ${span(last[1] / 1000)}.`
-    : "It is drawn from results that come while this page is open.";
+  const words = samples.length ? `${samples.length} results of the last hour, the last took ${span(last[1] / 1000)}.` : "No result within the last hour.";
   return h("section", { "data-key": "chart", "aria-labelledby": "latency" }, h("h2", { id: "latency" }, "Latency"),
     h("div", { id: "chart", "data-keep": true, "data-key": "chart", role: "img", "aria-label": "Latency of each check over time" }), h("p", { class: "quiet" }, words));
 }
@@ -142,9 +140,10 @@ export default {
   async load({ param, pages }) {
     const at = `services/${seg(param)}`;
     const limit = Math.min(1000, 25 * (pages.get("history") ?? 1));
-    const [one, explain, history, incidents, stats] = await Promise.all([
-      get(at), get(`${at}/explain`), get(`${at}/history?limit=${limit}`), get(`incidents?service=${seg(param)}&limit=10`), statistics(param)]);
-    return { one, explain, history, incidents: incidents.incidents, stats };
+    const [one, explain, history, incidents, stats, results] = await Promise.all([
+      get(at), get(`${at}/explain`), get(`${at}/history?limit=${limit}`), get(`incidents?service=${seg(param)}&limit=10`), statistics(param), get(`${at}/results?limit=1000`)]);
+    const samples = results.results.map((each) => [Date.parse(each.time) / 1000, each.latency_seconds * 1000]).reverse();
+    return { samples, one, explain, history, incidents: incidents.incidents, stats };
   },
   draw(state) {
     const { one, explain, history, incidents, stats } = state.data;
@@ -160,7 +159,7 @@ export default {
           line.next_check ? ["; next check ", left(line.next_check)] : "", "."),
         acts(line, state.status)),
       h("div", { class: "halves", "data-key": "halves" },
-        h("div", {}, why(explain), ladder(line, one, explain), chart(state.samples.get(state.param) ?? [])),
+        h("div", {}, why(explain), ladder(line, one, explain), chart(state.data.samples)),
         h("div", {}, result(line, one.evidence), numbers(stats),
           h("section", { "data-key": "incidents", "aria-labelledby": "its" }, h("h2", { id: "its" }, "Incidents"),
             incidents.length ? h("ul", { class: "plain" }, incidents.map((each) => h("li", { "data-key": each.incident },
@@ -169,5 +168,5 @@ export default {
       h("section", { "data-key": "history", "aria-labelledby": "history" }, h("h2", { id: "history" }, "What has happened"), records(history.records, { more: history.next !== null ? "history" : "", own: state.param })),
     ];
   },
-  after: ({ samples, param }) => drawChart(samples.get(param) ?? []),
+  after: ({ data }) => drawChart(data.samples),
 };
