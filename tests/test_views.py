@@ -295,6 +295,18 @@ def test_explain_has_every_guard_in_order_and_names_who_holds(night: Night) -> N
     assert all(one["about"] for one in answer["guards"])
 
 
+def test_the_cause_of_what_is_down_is_the_one_that_is_seen_now() -> None:
+    night = Night.of(service("db", steps=(), flapping=()))
+    night.sim.at(60.0, lambda: night.world.breaks("db", Cause.TIMEOUT))
+    night.sim.at(300.0, lambda: night.world.breaks("db", Cause.UNREACHABLE))
+    night.sim.run(250.0)
+    assert night.ask("status")["services"][0]["cause"] == "timeout"
+    night.sim.run(400.0)
+    (line,) = night.ask("status")["services"]
+    assert (line["state"], line["cause"]) == ("failed", "unreachable")
+    assert night.ask("service", service="db")["condition"]["cause"] == "timeout", "of which it was confirmed"
+
+
 def test_what_is_being_done_is_told_with_its_place_in_the_ladder() -> None:
     night = Night.of(service("db", steps=(Step(action="reconnect", effect=Effect.GENTLE), Step(action="restart"))))
     night.world.things["db"].cured_by = frozenset({"restart"})

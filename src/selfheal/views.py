@@ -20,6 +20,7 @@ from selfheal.analytics import availability, repairs, timeline
 from selfheal.analytics.repairs import Repair, Repairs
 from selfheal.analytics.timeline import Timelines
 from selfheal.core import detector, machine
+from selfheal.core.alerts import DOWN
 from selfheal.core.graph import no_service
 from selfheal.core.guards import GUARDS
 from selfheal.core.ledger import Ledger
@@ -115,6 +116,9 @@ def _status(facts: Facts, parameters: Mapping[str, Any]) -> dict[str, Any]:
 def _line(facts: Facts, name: str) -> dict[str, Any]:
     condition = facts.ledger.conditions[name]
     evidence = facts.evidence_of(name)
+    # What it fails of may have changed since it was confirmed; what is decided goes by what is seen now, and so here.
+    seen = evidence if condition.state in DOWN else None
+    cause = machine.known_cause(condition, seen) if seen is not None else condition.cause
     return {
         "service": name,
         "state": condition.state.value,
@@ -127,7 +131,7 @@ def _line(facts: Facts, name: str) -> dict[str, Any]:
         "root": facts.ledger.root_of(condition.incident),
         "attempt": condition.attempt if condition.incident is not None else 0,
         "under_way": _under_way(facts, name),
-        "cause": condition.cause.value if condition.cause is not None else None,
+        "cause": cause.value if cause is not None else None,
         "watched": name not in facts.ledger.unwatched,
         "last_check": facts.time(evidence.last_at) if evidence is not None else None,
         "next_check": facts.time(facts.due_of(name)),

@@ -12,7 +12,8 @@ import pytest
 from tests.core.nets.fleets import Faults, draw_fleet
 
 from selfheal.analytics.spans import Spans
-from selfheal.analytics.timeline import DOWN, Lived, Timelines
+from selfheal.analytics.timeline import Lived, Timelines
+from selfheal.core.alerts import DOWN
 from selfheal.core.model import Alert, Binds, Cause, Condition, Fleet, Policy, Severity, State, Suppression
 from selfheal.core.records import (
     AlertChanged,

@@ -23,6 +23,7 @@ from typing import Final
 import attrs
 
 from selfheal.analytics.spans import Spans, Stretch
+from selfheal.core.alerts import DOWN
 from selfheal.core.ledger import WELL
 from selfheal.core.model import Binds, Cause, State, Suppression
 from selfheal.core.records import (
@@ -46,8 +47,6 @@ KINDS: Final = (
     "suppression_changed",
 )
 """The records that say how time is divided."""
-
-DOWN: Final = frozenset({State.FAILED, State.RECOVERING})
 
 
 @attrs.define(kw_only=True)
