@@ -82,6 +82,17 @@ def test_the_lines_of_the_specification_work_on_loopback(house: House) -> None:
     assert enabled["actor"] == "loopback at 127.0.0.1"
 
 
+def test_who_types_the_address_alone_comes_to_the_page_and_the_log_has_the_whole_of_it(house: House) -> None:
+    door = Door(free_port())
+    house.write(f'\n[http]\nlisten = "127.0.0.1:{door.port}"\n')
+    house.start()
+    wait_for(door.open)
+    page = httpx2.get(f"http://127.0.0.1:{door.port}/", timeout=10.0, follow_redirects=True)
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert str(page.url) == f"{door.base}/dashboard/"
+    assert f"the API and its page are at {door.base}/" in house.log()
+
+
 def test_the_option_of_the_command_line_serves_and_a_revoked_token_is_one_no_more(house: House) -> None:
     door = Door(free_port())
     house.start("--http", f"127.0.0.1:{door.port}")

@@ -24,7 +24,9 @@ import attrs
 import uvicorn
 from anyio.from_thread import BlockingPortal
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Mount, Route
 
 from selfheal.builtin.options import path, texts
 from selfheal.errors import SelfhealError
@@ -116,11 +118,18 @@ class Http:
         async with BlockingPortal() as portal:
             app = self._app(Across(supervisor, portal))
             running = _Running(self._config(app), app, listening)
+            log.info("the API and its page are at %s", self._shown(listening))
             try:
                 await running.until_ended(portal)
             finally:
                 with anyio.CancelScope(shield=True):
                     await running.stop()
+
+    def _shown(self, listening: socket.socket) -> str:
+        """Return where it is, as one types it."""
+        host, port = listening.getsockname()[:2]
+        bracketed = f"[{host}]" if ":" in host else host
+        return f"{'https' if self.tls is not None else 'http'}://{bracketed}:{port}{self.prefix}/"
 
     def _app(self, supervised: Across) -> RecoveryApp:
         return recovery_app(
@@ -176,6 +185,10 @@ class Http:
         if self.tls is None:
             log.warning("[http] tokens cross the network unencrypted: set `tls`, or put a proxy that does in front")
 
+    async def _home(self, request: Request) -> Response:
+        """Lead who types the address alone to the page; relatively, because a proxy may have put a path before ours."""
+        return RedirectResponse(f"{self.prefix.lstrip('/')}/", status_code=307, headers={"cache-control": "no-cache"})
+
     def _config(self, app: RecoveryApp) -> uvicorn.Config:
         tls: dict[str, Any] = {}
         if self.tls is not None:
@@ -183,7 +196,7 @@ class Http:
             if self.tls.clients is not None:
                 tls |= {"ssl_ca_certs": str(self.tls.clients), "ssl_cert_reqs": ssl.CERT_REQUIRED}
         return uvicorn.Config(
-            Starlette(routes=[Mount(self.prefix, app=app)]),
+            Starlette(routes=[*([Route("/", self._home)] if self.prefix else []), Mount(self.prefix, app=app)]),
             loop="asyncio",
             http="h11",
             ws="none",
@@ -250,7 +263,6 @@ class _Running:
 
         self._thread = threading.Thread(target=run, name="selfheal-http", daemon=True)
         self._thread.start()
-        log.info("the API listens at %s", self._listening.getsockname()[:2])
         await self._ended.wait()
         if self._problem is not None:
             raise NotServed(f"[http] the server has ended: {self._problem!r}") from self._problem
