@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -19,6 +20,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rewrite-stories", action="store_true", help="write what now happens into the files of tests/stories"
     )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave what pytest holds out of every later collection of garbage.
+
+    Thousands of tests with all that they import are some 300,000 objects: a full collection of them stops every thread
+    for 0.2 s and more, which a loop that is watched for blocking, and a check that is to be on time, take for a fault.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=["asyncio", "trio"])

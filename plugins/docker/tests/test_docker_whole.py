@@ -169,6 +169,7 @@ async def test_a_manager_killed_in_the_middle_of_a_restart_is_settled_by_its_suc
         assert len(heard.of("intended")) == 1
     after = docker.state(NAME)
     assert (after["Running"], after["StartedAt"] != before) == (True, True)
+    await anyio.to_thread.run_sync(lambda: until(lambda: told("restart"), "Docker says that it restarted it"))
     assert len(told("restart")) == 1
 
 
