@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from tests.cli.conftest import invoked
 
-from selfheal.cli import main
 from selfheal.requests import Scope
 from selfheal_starlette.tokens import FILE, PREFIX, TokenBook, TokenFile, TokensUnusable, hash_of
 
@@ -157,7 +157,7 @@ def test_a_name_that_does_not_fit_is_refused(file: TokenFile, name: str) -> None
 
 
 def token(folder: Path, *words: str) -> Result:
-    return CliRunner().invoke(main, ["--state-dir", str(folder), "token", *words])
+    return invoked("--state-dir", folder, "token", *words)
 
 
 def test_a_token_is_made_listed_and_revoked_at_the_command_line(tmp_path: Path) -> None:

@@ -93,16 +93,18 @@ class Prometheus:
             listener = await anyio.create_tcp_listener(local_host=endpoint.host, local_port=endpoint.port)
         except OSError as problem:
             raise NotServed(f"[prometheus] cannot listen at {self.listen}: {problem.strerror or problem}") from problem
-        slots = anyio.CapacityLimiter(CONNECTIONS)
+        taken = 0
 
         async def connected(stream: SocketStream) -> None:
+            nonlocal taken
             async with stream:
-                with suppress(anyio.WouldBlock):
-                    slots.acquire_nowait()
-                    try:
-                        await self._talk(stream, supervisor)
-                    finally:
-                        slots.release()
+                if taken >= CONNECTIONS:
+                    return
+                taken += 1
+                try:
+                    await self._talk(stream, supervisor)
+                finally:
+                    taken -= 1
 
         async with listener:
             log.info("metrics at http://%s%s", self.listen, self.path)
