@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import http.client
 import os
 import socket
@@ -134,6 +135,8 @@ def test_a_deep_check_knows_every_database(well: Neo4j, backend: str) -> None:
     }
 
 
+# What the driver leaves of a handshake that failed (asyncio of Python 3.11 does not close it) is the collector's.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_over_tls_it_passes_and_a_certificate_that_ends_soon_is_a_warning(well: Neo4j) -> None:
     authority = well.home.parent / "authority.pem"
     uri = well.uri.replace("bolt:", "bolt+s:")
@@ -145,6 +148,7 @@ def test_over_tls_it_passes_and_a_certificate_that_ends_soon_is_a_warning(well: 
         assert deep(unsure).cause is Cause.CONFIG
     is_(light(check(well, uri=uri.replace("+s", "+ssc"))), Verdict.PASSING, None)
     is_(deep(check(well, uri=uri.replace("+s", "+ssc"))), Verdict.PASSING, None)
+    gc.collect()
 
 
 def test_a_certificate_that_has_ended_is_config() -> None:
