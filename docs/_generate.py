@@ -114,7 +114,12 @@ def code(text: object) -> str:
 
 def fields_of(cls: type) -> tuple[attrs.Attribute[Any], ...]:
     """Return the options of an attrs class: its public fields that a person may set."""
-    return tuple(field for field in attrs.fields(cls) if field.init and not field.name.startswith("_"))
+    return tuple(field for field in attrs.fields(cls) if field.init and not key_of(field).startswith("_"))
+
+
+def key_of(field: attrs.Attribute[Any]) -> str:
+    """Return the name by which an option is given: in a file and to the constructor alike."""
+    return field.alias or field.name
 
 
 def kind_of(field: attrs.Attribute[Any]) -> str:
@@ -239,7 +244,7 @@ def options(cls: type) -> str:
     for field in fields_of(cls):
         bounds = range_of(field)
         about = described(cls, field)
-        rows.append((code(field.name), holds(field), default_of(field), f"{about} ({bounds})" if bounds else about))
+        rows.append((code(key_of(field)), holds(field), default_of(field), f"{about} ({bounds})" if bounds else about))
     return table(("Key", "Holds", "Default", "Means"), rows) if rows else "It has no options.\n"
 
 
@@ -254,7 +259,7 @@ def sections(classes: Iterable[type], *, level: int = 3) -> str:
     parts = []
     for cls in classes:
         name = getattr(cls, "kind", cls.__name__)
-        rows = [(code(f.name), code(kind_of(f)), default_of(f)) for f in fields_of(cls)]
+        rows = [(code(key_of(f)), code(kind_of(f)), default_of(f)) for f in fields_of(cls)]
         body = table(("Field", "Holds", "Default"), rows) if rows else ""
         parts.append(f"{'#' * level} `{name}`\n\n{prose(cls.__doc__, whole=True)}\n\n{body}")
     return "\n".join(parts)

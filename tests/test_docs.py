@@ -32,6 +32,7 @@ import pytest
 from click.testing import CliRunner
 
 import selfheal
+from selfheal.config.schema import shape
 from selfheal.control import Question, call
 from selfheal.core import messages, model
 from selfheal.core.records import RECORDS
@@ -181,8 +182,11 @@ def test_every_builtin_kind_and_option_is_documented(role: str, generator: dict[
     classes: dict[str, type] = generator["builtin_classes"](role)
     assert classes
     assert not undocumented(classes, role)
-    options = [field.name for cls in classes.values() for field in generator["fields_of"](cls)]
-    assert not undocumented(options, role)
+    for kind, cls in classes.items():
+        keys = shape(cls)
+        rows = re.findall(r"^\| `(\w+)` \|", generator["options"](cls), re.MULTILINE)
+        assert sorted(keys) == sorted(rows), f"the options of {kind}, as a file gives them"
+        assert not undocumented(keys, role)
 
 
 def test_every_hook_is_documented_with_its_signature(generator: dict[str, Any]) -> None:

@@ -279,7 +279,7 @@ def test_a_file_is_settled_where_it_says_or_where_we_say(house: House, tmp_path:
     [
         (["disable", "web"], "say why, with --reason"),
         (["disable", "web", "--reason", " "], "say why, with --reason"),
-        (["pause", "--reason", "x"], "say which services"),
+        (["pause", "--reason", "x"], "name the services"),
         (["pause", "--services", "a", "--everything", "--reason", "x"], "and not both"),
         (["pause", "--everything", "--duration", "soon", "--reason", "x"], "is no duration"),
         (["recover", "a", "--override", "journal", "--reason", "x"], "is not one of"),

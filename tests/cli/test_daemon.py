@@ -55,7 +55,7 @@ def test_a_program_that_dies_is_restarted_and_every_command_tells_of_it(house: H
 def test_people_act_and_are_recorded(house: House) -> None:
     house.start()
     house.settled()
-    paused = house.ask("pause", "--services", "web", "--duration", "1h30m", "--reason", "moving a rack")
+    paused = house.ask("pause", "web", "--duration", "1h30m", "--reason", "moving a rack")
     assert (paused["actor"], paused["accepted"], paused["asked_because"]) == (ME, True, "moving a rack")
     (suppression,) = house.ask("suppressions")
     assert suppression["suppression"] == paused["reason"]["detail"]
@@ -212,6 +212,10 @@ def test_a_damaged_journal_stops_no_checking_and_is_left_as_it_is(house: House) 
     wait_for(lambda: "journal" in house.ask("explain", "web")["holding"])
     assert not house.programs(house.web)
     assert journal.read_bytes() == damaged
+    unstored = house.run("pause", "web", "--reason", "moving a rack")
+    assert unstored.returncode == 5
+    assert "End it with" in unstored.stdout
+    assert "not stored yet" in unstored.stderr
     second = house.start(ready=False)
     assert second.wait(PATIENCE) == 3
 

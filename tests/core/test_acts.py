@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -124,6 +125,28 @@ def test_a_person_may_force_what_is_not_yet_believed(results: list[Any]) -> None
     assert hand.state() is State.FAILED
     assert hand.said(Moved)[-1].actor == "pat" or any(move.actor == "pat" for move in hand.said(Moved))
     hand.act()
+
+
+@pytest.mark.parametrize(
+    ("held", "because"),
+    [
+        (
+            lambda hand: hand.ask("pause", services=("db",), reason="moving"),
+            "but held:paused holds it (r1 by pat: moving): end that, or override paused",
+        ),
+        (
+            lambda hand: hand.feed(JournalChanged(at=hand.now, well=False, detail="disk full")),
+            "but held:journal holds it (disk full); it begins when that has ended, if it does within 900 s",
+        ),
+    ],
+)
+def test_a_forced_recovery_says_what_holds_it_all_the_same(held: Callable[[Hand], object], because: str) -> None:
+    hand = Hand(service())
+    held(hand)
+    hand.fail()
+    answer = hand.ask("recover", "db")
+    assert (answer.accepted, answer.because) == (True, f"a recovery is forced; {because}")
+    assert not hand.actions
 
 
 def test_s24_a_recovery_asked_for_while_one_runs_joins_it() -> None:

@@ -263,7 +263,28 @@ async def test_a_closed_services_thread_ends_and_a_busy_one_is_kept_on_record() 
     threads.close("b")
     release.set()
     with anyio.fail_after(1.0):
-        while busy.busy or "selfheal-b" in {thread.name for thread in threading.enumerate()}:
+        while {"selfheal-a", "selfheal-b"} & {thread.name for thread in threading.enumerate()}:
+            await anyio.sleep(0.001)
+    again = threading.Event()
+    threads.of("a").start(again.set, lambda _: None)
+    with anyio.fail_after(1.0):
+        while not again.is_set():
+            await anyio.sleep(0.001)
+    threads.close()
+
+
+async def test_a_service_that_comes_back_while_its_thread_is_to_end_keeps_it() -> None:
+    threads, release, again = ServiceThreads(), threading.Event(), threading.Event()
+    threads.of("a").start(release.wait, lambda _: None)
+    with anyio.fail_after(1.0):
+        while not threads.of("a").busy:
+            await anyio.sleep(0.001)
+    threads.close("a")
+    threads.of("a").start(again.set, lambda _: None)
+    assert [thread.name for thread in threading.enumerate()].count("selfheal-a") == 1
+    release.set()
+    with anyio.fail_after(1.0):
+        while not again.is_set():
             await anyio.sleep(0.001)
     threads.close()
 

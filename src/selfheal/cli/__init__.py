@@ -5,6 +5,7 @@
     2  what was written cannot be used: the command line, or a file
     3  refused: by the engine, or because another process holds the journal
     4  nobody to ask: no selfheal runs here, and no journal answers instead
+    5  done, but not stored: an act is in force only until this selfheal ends, for its journal cannot be written
 
 Commands are imported when they are called, so that a heartbeat from a cron job costs no more than it must.
 """

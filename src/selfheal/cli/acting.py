@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -41,12 +41,23 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the an
 service_argument = click.argument("service", shell_complete=_service_completion)
 
 
-def _said(answer: Any, as_json: bool) -> None:
+NOT_STORED: Final = 5
+"""The exit code of an act that is in force and could not be stored."""
+
+
+def _said(answer: Any, as_json: bool, text: str = "") -> None:
+    """Print the answer to an act; one that could not be stored must not look like one that was."""
     if as_json:
         screen.document(answer)
-        return
-    about = f" {answer['service']}" if answer.get("service") else ""
-    screen.line(f"{answer['action']}{about}: {answer['reason']['detail'] or 'accepted'}")
+    else:
+        about = f" {answer['service']}" if answer.get("service") else ""
+        screen.line(text or f"{answer['action']}{about}: {answer['reason']['detail'] or 'accepted'}")
+    if answer.get("volatile"):
+        screen.note(
+            "selfheal: not stored yet, for the journal cannot be written: it holds while this selfheal runs, "
+            "and is lost if that ends first. `selfheal status` says why"
+        )
+        click.get_current_context().exit(NOT_STORED)
 
 
 def _on_service(name: str, request: str, about: str) -> click.Command:
@@ -94,17 +105,21 @@ def initialize(service: str | None, reason: str, as_json: bool) -> None:
 
 
 def _selected(command: F) -> F:
-    """Add the options that say which services are meant."""
+    """Add what says which services are meant."""
+    named = click.argument("named", nargs=-1, metavar="[SERVICE]...", shell_complete=_service_completion)
     services = click.option(
-        "--services", multiple=True, shell_complete=_service_completion, help="A service; may be given more than once."
+        "--services", multiple=True, shell_complete=_service_completion, help="A service; the same as naming it."
     )
     everything = click.option("--everything", is_flag=True, help="The whole fleet; must be said.")
-    return services(everything(command))
+    return named(services(everything(command)))
 
 
-def _meant(services: tuple[str, ...], everything: bool) -> None:
-    if bool(services) == everything:
-        raise click.UsageError("say which services with --services, or --everything; and not both")
+def _meant(named: tuple[str, ...], services: tuple[str, ...], everything: bool) -> tuple[str, ...]:
+    """Return the services that are meant; none where it is the whole fleet."""
+    meant = tuple(dict.fromkeys((*named, *services)))
+    if bool(meant) == everything:
+        raise click.UsageError("name the services that are meant, or say --everything; and not both")
+    return meant
 
 
 def _suppressing(name: str) -> click.Command:
@@ -116,16 +131,18 @@ def _suppressing(name: str) -> click.Command:
     @reason_option
     @json_option
     def command(
-        services: tuple[str, ...], everything: bool, duration: float | None, reason: str, as_json: bool
+        named: tuple[str, ...],
+        services: tuple[str, ...],
+        everything: bool,
+        duration: float | None,
+        reason: str,
+        as_json: bool,
     ) -> None:
-        _meant(services, everything)
-        answer = act(name, services=services, everything=everything, duration=duration, reason=reason)
-        if as_json:
-            screen.document(answer)
-            return
-        about = "everything" if everything else ", ".join(services)
+        meant = _meant(named, services, everything)
+        answer = act(name, services=meant, everything=everything, duration=duration, reason=reason)
+        about = "everything" if everything else ", ".join(meant)
         id_ = answer["reason"]["detail"]
-        screen.line(f"{name}: {about}. End it with: selfheal lift {id_} --reason …")
+        _said(answer, as_json, f"{name}: {about}. End it with: selfheal lift {id_} --reason …")
 
     return command
 
@@ -139,10 +156,10 @@ silence = _suppressing("silence")
 @_selected
 @reason_option
 @json_option
-def resume(services: tuple[str, ...], everything: bool, reason: str, as_json: bool) -> None:
+def resume(named: tuple[str, ...], services: tuple[str, ...], everything: bool, reason: str, as_json: bool) -> None:
     """End pauses."""
-    _meant(services, everything)
-    _said(act("resume", services=services, everything=everything, reason=reason), as_json)
+    meant = _meant(named, services, everything)
+    _said(act("resume", services=meant, everything=everything, reason=reason), as_json)
 
 
 @click.command(help=TABLE["lift"].about)

@@ -33,6 +33,13 @@ def home(state_dir: Path | None) -> Home:
     raise ControlError("no selfheal was found in the usual places: say where its state_dir is, with --state-dir")
 
 
+def _elsewhere() -> str:
+    """Return where else one may be, for who has not said where to ask."""
+    if click.get_current_context().find_object(Path) is not None:
+        return ""
+    return " (one whose file names another state_dir is asked with --state-dir, or SELFHEAL_STATE_DIR)"
+
+
 WHOLE: Final = 60.0
 """Seconds a command waits for what is counted from a long journal: who typed it rather waits than sees a part."""
 
@@ -68,11 +75,11 @@ class Asked:
     def _from_journal(self, nobody: Unreachable, name: str, given: dict[str, Any]) -> Any:
         if self.onlooker is None:
             if not self.home.journal.exists():
-                raise ControlError(f"{nobody}, and there is no journal {self.home.journal} either")
+                raise ControlError(f"{nobody}{_elsewhere()}, and there is no journal {self.home.journal} either")
             self.onlooker = Onlooker(self.home.journal)
             age = self.onlooker.age()
             last = f"its last entry is {span(age)} old" if age is not None else "it is empty"
-            screen.note(f"{nobody}. This is from the journal; {last}.")
+            screen.note(f"{nobody}{_elsewhere()}. This is from the journal; {last}.")
         return self.onlooker.answer(name, given, patience=WHOLE)
 
 
@@ -94,4 +101,4 @@ def act(name: str, *, reason: str | None, **parameters: Any) -> Any:
     try:
         return call(place.socket, question)
     except Unreachable as nobody:
-        raise Unreachable(f"{nobody}. Nothing was done; start it with `selfheal run FILE`") from nobody
+        raise Unreachable(f"{nobody}{_elsewhere()}. Nothing was done; start it with `selfheal run FILE`") from nobody

@@ -15,8 +15,9 @@ import attrs
 from selfheal.core import alerts, machine
 from selfheal.core.desk import Desk
 from selfheal.core.graph import no_service
+from selfheal.core.guards import SLOT, Pass, walk
 from selfheal.core.messages import Requested
-from selfheal.core.model import MANUAL, Binds, Forced, Scalar, State, Suppression
+from selfheal.core.model import MANUAL, Binds, Forced, Policy, Scalar, State, Suppression
 from selfheal.core.records import Answered
 from selfheal.core.repair import Repair
 from selfheal.core.roster import Roster
@@ -123,7 +124,19 @@ def _recover(rooms: Rooms, event: Requested) -> str:
     if condition.state is not State.FAILED:
         rooms.repair.believe(name, f"on the word of {event.actor}", event.actor)
     rooms.desk.ready(name)
-    return "a recovery is forced; a fresh check comes first"
+    return f"a recovery is forced; {_what_comes_first(rooms, policy)}"
+
+
+def _what_comes_first(rooms: Rooms, policy: Policy) -> str:
+    """Return what stands before a recovery that was forced: whoever asked must not believe that it goes on."""
+    for guard, hold in walk(rooms.repair.guards, rooms.repair.sight(policy)):
+        if hold is None or hold.ask or guard.name == SLOT:  # these end by themselves, in a moment
+            continue
+        about = f"but {hold.reason} holds it" + (f" ({hold.detail})" if hold.detail else "")
+        if guard.passed is Pass.OVERRIDE:
+            return f"{about}: end that, or override {guard.name}"
+        return f"{about}; it begins when that has ended, if it does within {DEMAND_LASTS:g} s"
+    return "a fresh check comes first"
 
 
 def _enable(rooms: Rooms, event: Requested) -> str:

@@ -159,11 +159,15 @@ class Desk:
             heappush(self.awake, watch.rank)
 
     def hold(self, name: str, on: bool, evidence: str, actor: str = "") -> None:
-        """Begin or end a hold of the whole fleet, with its alert; wake whoever it held."""
+        """Begin or end a hold of the whole fleet, with its alert; wake whoever it held.
+
+        Of a storm people hear when it keeps somebody who is down from being repaired: until then nothing was withheld.
+        """
         if (name in self.ledger.holds) is on:
             return
         self.say(HoldChanged(at=self.now, hold=name, on=on, evidence=evidence, actor=actor))
-        self.alarm(name, on, evidence, actor)
+        if not (on and name == "storm"):
+            self.alarm(name, on, evidence, actor)
         if not on:
             self.wake(f"hold:{name}")
 

@@ -109,12 +109,15 @@ def _failed(policy: Policy, e: Evidence, result: CheckResult, started: float) ->
 
 
 def _excused(policy: Policy, e: Evidence, result: CheckResult, started: float) -> bool:
-    """Whether a failure counts neither way: its server says that it is starting, or its incarnation is that young."""
+    """Whether a failure counts neither way: its server says that it is starting, or its incarnation is that young.
+
+    What has exited is not starting any more, however young it was.
+    """
     if result.cause is Cause.STARTING:
         e.starting_since = min(e.starting_since, started)
         return started - e.starting_since < policy.starting_limit
     e.starting_since = inf
-    since = e.instance.since if e.instance is not None else None
+    since = e.instance.since if e.instance is not None and e.instance.run not in GONE else None
     if since is None or e.ever_passed or abs(started - since) >= policy.start_grace:
         return False
     # Who runs is asked from the second failing check on: what was counted before was this grace, or another's.

@@ -280,6 +280,8 @@ class Repair:
         if hold.reason == "held:budget" and hold.detail.startswith(FLEET_BUDGET):
             self.desk.alarm("budget", True, f"the disruptive actions of the fleet are used up: {hold.detail}")
             self.desk.agenda.set(("budget", ""), hold.until)
+        if hold.reason == "held:storm":
+            self.desk.alarm("storm", True, self.lookout.storm.evidence())
         for asked in hold.ask:
             self.desk.want(asked, Purpose.PARENT)
 

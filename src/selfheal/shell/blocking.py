@@ -164,8 +164,12 @@ class ServiceThreads:
         """
         with self._lock:
             for name in list(self._threads) if service is None else [service]:
-                if name in self._threads and not self._threads[name].busy:
-                    self._threads.pop(name).close()
+                thread = self._threads.get(name)
+                if thread is None:
+                    continue
+                if not thread.busy:
+                    del self._threads[name]
+                thread.close()
 
 
 class DaemonPool(ThreadPoolExecutor):
