@@ -65,6 +65,10 @@ class ActionContext(Context, Protocol):
         """The intent: an idempotency key, the same when we ask later whether it happened."""
 
     @property
+    def verb(self) -> str:
+        """The step of the ladder it serves: `restart`, `scale_up`, …"""
+
+    @property
     def incident(self) -> int: ...
 
     @property
@@ -101,14 +105,18 @@ class HealthCheck(Protocol):
 
 @runtime_checkable
 class Workload(Protocol):
-    """What runs the service: a container, a unit, a process."""
+    """What runs the service: a container, a unit, a process.
+
+    What a verb returns is what was done, in a sentence for the history (`3 instances run, 1 was started`); None says no
+    more than that it was done.
+    """
 
     kind: ClassVar[str]
 
     async def inspect(self, context: Context) -> Instance:
         """Return who runs now, since when (UNIX time), and how it stands."""
 
-    async def restart(self, context: ActionContext) -> None:
+    async def restart(self, context: ActionContext) -> str | None:
         """Restart it; return when the command has finished. Raise `ActionFailed` when it could not be done."""
 
 
@@ -116,23 +124,23 @@ class Workload(Protocol):
 class Starting(Protocol):
     """A workload that can be started and stopped."""
 
-    async def start(self, context: ActionContext) -> None: ...
+    async def start(self, context: ActionContext) -> str | None: ...
 
-    async def stop(self, context: ActionContext) -> None: ...
+    async def stop(self, context: ActionContext) -> str | None: ...
 
 
 @runtime_checkable
 class Scaling(Protocol):
     """A workload that can be scaled: upwards only, to `arguments["to"]`."""
 
-    async def scale_up(self, context: ActionContext) -> None: ...
+    async def scale_up(self, context: ActionContext) -> str | None: ...
 
 
 @runtime_checkable
 class FailingOver(Protocol):
     """A workload that can hand its role to a standby, after the old one is fenced or proven down."""
 
-    async def failover(self, context: ActionContext) -> None: ...
+    async def failover(self, context: ActionContext) -> str | None: ...
 
 
 @runtime_checkable
@@ -171,7 +179,7 @@ class Hosting(Protocol):
     def stop_timeout(self) -> float:
         """Seconds it may take to end."""
 
-    async def start(self, context: ActionContext) -> None: ...
+    async def start(self, context: ActionContext) -> str | None: ...
 
     async def release(self, context: Context, *, stopping: bool) -> None:
         """Let go of the program: at a clean stop of selfheal (`stopping`), or at a reload that drops the service."""
@@ -202,8 +210,12 @@ class Action(Protocol):
     def effect(self) -> Effect:
         """How much it disturbs."""
 
-    async def run(self, context: ActionContext) -> None:
-        """Do it; return when the command has finished; kill what you started when cancelled."""
+    async def run(self, context: ActionContext) -> str | None:
+        """Do it; return when the command has finished; kill what you started when cancelled.
+
+        What is returned is what was done, in a sentence for the history (`removed 312 keys`); None says no more than
+        that it was done.
+        """
 
     async def probe(self, context: ActionContext) -> Settled | None:
         """After a crash: did it happen? None when it cannot be told."""

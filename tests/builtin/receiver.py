@@ -166,6 +166,7 @@ class Call:
         self.service = service
         self.kept: MutableMapping[str, Any] = {}
         self.key = key
+        self.verb = "restart"
         self.incident = 17
         self.attempt = 1
         self.cause: Cause | None = Cause.UNREACHABLE

@@ -37,6 +37,7 @@ class Given:
     remaining: float = 30.0
     kept: MutableMapping[str, Any] = attrs.field(factory=dict)
     key: str = "1/importer/1/0"
+    verb: str = "restart"
     incident: int = 1
     attempt: int = 1
     cause: Cause | None = None

@@ -54,6 +54,7 @@ class Given:
     remaining: float = 30.0
     kept: dict[str, Any] = attrs.field(factory=dict)
     key: str = "after"
+    verb: str = "restart"
     incident: int = 1
     attempt: int = 1
     cause: Cause | None = None

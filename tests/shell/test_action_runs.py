@@ -15,10 +15,11 @@ import pytest
 
 from selfheal import Service
 from selfheal.core.messages import ActionFinished, Event, RunAction
-from selfheal.core.model import Effect, Instance, Limits, Run, Settled
+from selfheal.core.model import Effect, Instance, Limits, Run, Settled, Step
 from selfheal.core.records import Intended
 from selfheal.errors import ActionFailed
 from selfheal.plugins import ActionContext, Context
+from selfheal.secret import Secret
 from selfheal.shell import actions as actions_module
 from selfheal.shell.actions import Actions
 from selfheal.shell.callables import Callables
@@ -38,7 +39,7 @@ class Slow:
 
     kind: ClassVar[str] = "slow"
     verb: ClassVar[str] = "mend"
-    effect: ClassVar[Effect] = Effect.GENTLE
+    effect: Effect = Effect.GENTLE
     begun: threading.Event = attrs.field(factory=threading.Event, eq=False)
     ended: list[float] = attrs.field(factory=list, eq=False)
     tidying: float = 0.0
@@ -344,7 +345,67 @@ async def test_the_same_instance_says_nothing_before_the_action_s_own_time_is_ov
 
 
 async def test_when_nobody_can_tell_it_is_in_doubt() -> None:
-    async with hands(Slow()) as made:
+    async with hands(Slow(effect=Effect.DISRUPTIVE)) as made:
         made.intended = _intended(expected=None, at=40.0)
         made.actions.settle(INTENT)
         assert (await made.ending()).settled is Settled.IN_DOUBT
+
+
+# -- what an action says of itself ------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Says:
+    """An action that returns something."""
+
+    kind: ClassVar[str] = "says"
+    verb: ClassVar[str] = "mend"
+    effect: ClassVar[Effect] = Effect.GENTLE
+    said: Any
+    password: Secret = attrs.field(factory=lambda: Secret("hunter22-secret"))
+
+    async def run(self, context: ActionContext) -> Any:
+        return f"{context.verb}: {self.said}" if isinstance(self.said, str) else self.said
+
+    async def probe(self, context: ActionContext) -> Settled | None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("said", "detail"),
+    [
+        ("removed 312 keys", "mend: removed 312 keys"),
+        ("went in with hunter22-secret", "mend: went in with ***"),
+        ("two\nlines", "mend: two lines"),
+        (None, ""),
+        (312, ""),
+    ],
+)
+async def test_the_sentence_an_action_returns_is_told_without_its_secrets(said: Any, detail: str) -> None:
+    async with hands(Says(said=said)) as made:
+        made.run()
+        ended = await made.ending()
+    assert (ended.settled, ended.detail) == (Settled.DONE, detail)
+
+
+async def test_the_sentence_a_callback_returns_is_told() -> None:
+    async with hands("mend", callbacks={("api", "mend"): lambda context: "pool of 5 replaced"}) as made:
+        made.run()
+        assert (await made.ending()).detail == "pool of 5 replaced"
+
+
+@pytest.mark.parametrize(
+    ("effect", "settled"), [(Effect.GENTLE, Settled.INTERRUPTED), (Effect.DESTRUCTIVE, Settled.IN_DOUBT)]
+)
+async def test_who_runs_says_nothing_of_an_action_that_makes_no_other_instance(
+    effect: Effect, settled: Settled
+) -> None:
+    """Emptying a cache leaves the instance as it is, whether it happened or not; and another one did not empty it."""
+    workload = ScriptedWorkload()
+    workload.history.append(Instance(id="scripted-2", run=Run.RUNNING))
+    step = Step(action="mend", effect=effect, allow_destructive=True)
+    async with hands(step, workload=workload, callbacks={("api", "mend"): lambda: None}) as made:
+        made.intended = _intended(expected="scripted-1", at=40.0)
+        made.now = 56.0
+        made.actions.settle(INTENT)
+        assert (await made.ending()).settled is settled

@@ -838,6 +838,12 @@ class FireAndForget(Mends):
         OPENED.append(subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(30)"]))
 
 
+class ReturnsItsOutput(Mends):
+    async def run(self, context: ActionContext) -> Any:
+        await super().run(context)
+        return {"removed": 312}
+
+
 class LeavesItRunning(Mends):
     async def run(self, context: ActionContext) -> None:
         process = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(30)"])
@@ -922,6 +928,7 @@ class ChangeableAction(Mends):
         (StubbornAction, "test_can_be_cancelled"),
         (NoVerb, "test_says_its_verb_and_effect"),
         (FireAndForget, "test_returns_when_its_command_has_finished"),
+        (ReturnsItsOutput, "test_returns_when_its_command_has_finished"),
         (LeavesItRunning, "test_kills_what_it_started_when_cancelled"),
         (AgainAndAgain, "test_a_second_call_does_no_harm"),
         (ProbeKnowsAll, "test_probe_answers"),

@@ -75,12 +75,12 @@ class HttpHook:
     verify: bool = True
     authority: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
 
-    async def run(self, context: ActionContext) -> None:
-        """Call the endpoint once. Raises `ActionFailed` with what it answered, or that it did not."""
+    async def run(self, context: ActionContext) -> str:
+        """Call the endpoint once; say how it answered. Raises `ActionFailed` with what stood in the way."""
         body = json.dumps(body_of(self.verb, context), ensure_ascii=False, default=str).encode(errors="replace")
         answer = await self._exchange(context, self._ask(context, self.method, self.url, body))
         if (answer.status in self.expect) if self.expect else (200 <= answer.status < 300):
-            return
+            return f"answered {answer.status}"
         raise ActionFailed(_complaint(answer))
 
     async def probe(self, context: ActionContext) -> Settled | None:

@@ -8,7 +8,6 @@ whatever anybody swaps while it runs, it can only remove what hangs below the fo
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import stat
 import threading
@@ -25,8 +24,6 @@ from selfheal.builtin.process import default_folder
 from selfheal.core.model import Effect, Settled, seconds
 from selfheal.errors import ActionFailed, Problem
 from selfheal.plugins import ActionContext
-
-log = logging.getLogger("selfheal.actions")
 
 NEVER: Final = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/root", "/run", "/sbin", "/sys", "/usr")
 """Folders that no cache lies in directly; below `/run` and `/root` one may."""
@@ -110,13 +107,13 @@ class CacheDirectory:
 
     # -- the verbs ---------------------------------------------------------------------------------------------------
 
-    async def run(self, context: ActionContext) -> None:
-        """Empty it. Raises `ActionFailed` with what stands in the way, or what could not be removed."""
+    async def run(self, context: ActionContext) -> str:
+        """Empty it; say what went. Raises `ActionFailed` with what stands in the way, or what could not be removed."""
         work = _Emptying(self, deadline=time.monotonic() + RESERVE * context.remaining)
         await _aside(work)
-        log.info("%s: reset_cache: %s", context.service, work.told)
         if work.faults:
             raise ActionFailed(f"{self._shown}: {work.told}")
+        return f"{self._shown}: {work.told}"
 
     async def probe(self, context: ActionContext) -> Settled | None:
         """Return None: what is empty may have been so before, and what is not may have filled again."""

@@ -277,7 +277,7 @@ class ProcessWorkload:
 
         await self._act(context, "stop", work)
 
-    async def scale_up(self, context: ActionContext) -> None:
+    async def scale_up(self, context: ActionContext) -> str:
         """Run at least `arguments["to"]` copies from now on; fewer than run already changes nothing (S31)."""
         to = context.arguments.get("to")
         if not isinstance(to, int) or isinstance(to, bool) or not 1 <= to <= MOST:
@@ -289,6 +289,7 @@ class ProcessWorkload:
             await self._start_missing(launcher)
 
         await self._act(context, "scale_up", work)
+        return f"at least {to} copies run"
 
     async def probe(self, context: ActionContext) -> Settled | None:
         """Say from the roll what became of `context.key`; None when the roll is lost or has forgotten it."""

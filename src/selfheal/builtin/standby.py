@@ -55,8 +55,11 @@ class Standby:
         default="inspect", validator=attrs.validators.in_(("inspect", "stop"))
     )
 
-    async def run(self, context: ActionContext) -> None:
-        """Do it; one that runs already, with the old one down, is left alone. Raises `ActionFailed` otherwise."""
+    async def run(self, context: ActionContext) -> str:
+        """Do it and say who runs now; one that runs already, with the old one down, is left alone.
+
+        Raises `ActionFailed` otherwise.
+        """
         standby = await self._standing(context)
         if standby.run is Run.ABSENT and not isinstance(self.workload, Hosting):
             raise ActionFailed(f"there is no standby to be started ({self._named}): {standby.detail or 'it is absent'}")
@@ -67,6 +70,7 @@ class Standby:
             standby = await self._standing(context)
         if standby.run not in UP:
             raise ActionFailed(f"the standby was started and is {standby.run.value}: {standby.detail}".rstrip(": "))
+        return f"the standby runs: {standby.id}"
 
     async def probe(self, context: ActionContext) -> Settled | None:
         """Return DONE when the standby runs and the old one is down, NOT_STARTED when it is the other way about."""
@@ -197,6 +201,10 @@ class _Own:
     @property
     def key(self) -> str:
         return self._of.key
+
+    @property
+    def verb(self) -> str:
+        return "start"
 
     @property
     def incident(self) -> int:

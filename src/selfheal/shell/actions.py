@@ -16,7 +16,7 @@ import anyio
 import attrs
 
 from selfheal.core.messages import ActionFinished, Event, RunAction
-from selfheal.core.model import Cause, Instance, Run, Settled
+from selfheal.core.model import Cause, Effect, Instance, Run, Settled
 from selfheal.core.records import Intended
 from selfheal.ladder import ResolvedStep
 from selfheal.plugins import ActionContext, Probing
@@ -182,6 +182,7 @@ class Actions:
         intended = self._intended(intent)
         return Act(
             key=intent,
+            verb=resolved.step.action,
             incident=intended.incident if intended is not None else 0,
             attempt=intended.attempt if intended is not None else 1,
             cause=self._cause(entry.name),
@@ -237,13 +238,15 @@ class Actions:
             told = await self._probe(entry, resolved, act)
             if told is not None:
                 return told, "told by its probe"
-            if entry.workload is not None and intended.expected is not None:
+            if resolved.step.action == "restart" and entry.workload is not None and intended.expected is not None:
                 instance = await self.look(entry)
                 if instance.run is not Run.UNKNOWN and instance.id != intended.expected:
                     return Settled.DONE, f"another instance runs now: {instance.id}"
-                if instance.run is not Run.UNKNOWN and self.clock.at() > over:
+                if instance.run is not Run.UNKNOWN and self.clock.at() > over and resolved.how == "workload":
                     return Settled.FAILED, "the same instance runs as before it"
             if self.clock.at() > over:
+                if resolved.step.effect is Effect.GENTLE:
+                    return Settled.INTERRUPTED, "selfheal ended before it did"  # nothing that people must look after
                 return Settled.IN_DOUBT, "nobody can tell whether it happened"
             await anyio.sleep(SETTLE_AGAIN)
 
@@ -261,13 +264,16 @@ class Actions:
         return value if isinstance(value, Settled) else None
 
 
-async def _acted(entry: Entry, method: Callable[[ActionContext], Awaitable[None]], context: ActionContext) -> None:
-    """Carry a step out, on the plugin loop; what it raises may be scrubbed afterwards."""
+async def _acted(entry: Entry, method: Callable[[ActionContext], Awaitable[object]], context: ActionContext) -> object:
+    """Carry a step out, on the plugin loop; what it raises or says may be scrubbed afterwards."""
     try:
-        await method(context)
+        said = await method(context)
     except Exception:
         await entry.scrubber.read()
         raise
+    if isinstance(said, str):
+        await entry.scrubber.read()
+    return said
 
 
 def _remembered(intended: Intended) -> Instance | None:
@@ -290,7 +296,7 @@ def _settled(outcome: Outcome, entry: Entry, timeout: float) -> tuple[Settled, s
     """Return what an action's outcome is called, and its text, scrubbed."""
     match outcome.ending:
         case Ending.VALUE:
-            return Settled.DONE, ""
+            return Settled.DONE, entry.scrubber.text(outcome.value) if isinstance(outcome.value, str) else ""
         case Ending.TIMED_OUT:
             return Settled.TIMED_OUT, f"not done within {timeout:g} s"
         case Ending.CANCELLED:

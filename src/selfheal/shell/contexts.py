@@ -215,6 +215,7 @@ class Act:
     """What an action is told of the intent it serves."""
 
     key: str
+    verb: str = ""
     incident: int = 0
     attempt: int = 1
     cause: Cause | None = None
@@ -234,6 +235,10 @@ class ActionContext(PlainContext):
     @property
     def key(self) -> str:
         return self._act.key
+
+    @property
+    def verb(self) -> str:
+        return self._act.verb
 
     @property
     def incident(self) -> int:

@@ -29,6 +29,12 @@ STRANGER: Final = Instance(id="conformance-nobody-1", run=Run.EXITED)
 """An instance that was never seen anywhere: whatever is found, it is another one."""
 
 
+def is_a_sentence(said: object) -> None:
+    """See that what a verb returned can stand in the history. Raises `AssertionError`."""
+    if said is not None and (not isinstance(said, str) or not said.strip() or len(said.splitlines()) > 1):
+        fail(f"returned {said!r:.100}; return None, or one sentence of what was done")
+
+
 async def _probed(stage: Stage, where: str, plugin: Any, act: Act, timeout: float) -> object:
     """Return what `probe` says of an intent: a Settled or None; None too where its deadline has cut it short."""
     outcome = await stage.run(lambda: plugin.probe(stage.contexts.for_action(SERVICE, plugin, timeout, act)), timeout)
@@ -78,7 +84,7 @@ class WorkloadConformance(RemoteDuties):
         """Have the workload do a verb, as a step of a ladder would."""
 
         def make() -> Awaitable[object]:
-            intent = Act(key=key, incident=1, expected=expected, workload=plugin, arguments=more)
+            intent = Act(key=key, verb=verb, incident=1, expected=expected, workload=plugin, arguments=more)
             context = stage.contexts.for_action(SERVICE, plugin, self.restart_timeout, intent)
             done: Awaitable[object] = getattr(plugin, verb)(context)
             return done
@@ -91,6 +97,7 @@ class WorkloadConformance(RemoteDuties):
         outcome = await self._done(stage, plugin, "restart", expected, key)
         if outcome.ending is not Ending.VALUE:
             fail(f"could not be restarted: {outcome.error or outcome.ending}")
+        is_a_sentence(outcome.value)
 
     async def _inspect(self, stage: Stage, plugin: Workload) -> Instance:
         outcome = await self._run(stage, plugin, self.timeout)
@@ -151,7 +158,7 @@ class WorkloadConformance(RemoteDuties):
                 where = f"probe, in the situation {name!r}"
                 before = await self._seen(stage, plugin) if name == "well" else None
                 for expected in (None, STRANGER):
-                    act = Act(key=NEVER_RUN, incident=9, expected=expected)
+                    act = Act(key=NEVER_RUN, verb="restart", incident=9, expected=expected)
                     said = await _probed(stage, where, plugin, act, timeout)
                     if name in FAULTS and said in (Settled.DONE, Settled.FAILED):
                         fail(f"{where}: says {said}, and there is nobody who could know; return None")
@@ -166,7 +173,8 @@ class WorkloadConformance(RemoteDuties):
             if not isinstance(plugin, Probing):
                 return
             before = await self._inspect(stage, plugin)
-            act = Act(key=f"2/conformance/{time.monotonic_ns()}/0", incident=2, expected=before, workload=plugin)
+            key = f"2/conformance/{time.monotonic_ns()}/0"
+            act = Act(key=key, verb="restart", incident=2, expected=before, workload=plugin)
             if await _probed(stage, "probe, before it", plugin, act, self.timeout) is Settled.DONE:
                 fail("probe says done of a restart that never was: the same instance runs")
             await self._restart(stage, plugin, before, act.key)
@@ -322,6 +330,7 @@ class ActionConformance(RemoteDuties):
             outcome = await self._run(stage, self.make(), self.timeout)
             if outcome.ending is not Ending.VALUE:
                 fail(f"all is well, and it ended with {outcome.error or outcome.ending}")
+            is_a_sentence(outcome.value)
             if left := children() - before:
                 fail(f"returned while what it started still runs: processes {sorted(left)}")
 
