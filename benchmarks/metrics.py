@@ -1,4 +1,4 @@
-"""What a scrape costs: a fleet of 500 over a year of records, the first reading of the journal, and each one after.
+"""What a scrape and the statistics cost: 500 services, a year of records, the first reading of them, and each after.
 
     python benchmarks/metrics.py [--services 500] [--weeks 52] [folder]
 
@@ -15,8 +15,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from selfheal import views
 from selfheal.core.ledger import Ledger
 from selfheal.core.model import Alert, Condition, Fleet, Incident, Policy, Settled, Severity, State, Step
 from selfheal.core.records import (
@@ -148,15 +151,30 @@ def main() -> None:
         whole = took(lambda: written(metering.families(moment()), "openmetrics").encode())
         text = written(families)
         print(f"a whole scrape       {whole}   {text.count(chr(10))} lines, {len(text) / 1024:.0f} KiB")
-        metering._tally._standings.clear()  # what a start, a sleep or a hold does
+        metering._account.tally._standings.clear()  # what a start, a sleep or a hold does
         print(f"after a start        {took(lambda: metering.families(moment()), 1)}   every uptime counted anew")
         print(f"without the journal  {took(lambda: written(live(moment())))}")
+        _asked(reader, metering)
         _collected(metering, moment)
         for scraped in (False, True):
             late = asyncio.run(_beside(lambda: written(metering.families(moment())), scraped=scraped))
             how = "5 scrapes a second" if scraped else "no scrape"
             print(f"a loop beside it     {late:7.1f} ms late at the worst, {how}")
         reader.close()
+
+
+def _asked(reader: SqliteReader, metering: Metering) -> None:
+    """Print what the answers cost that are made of the same account."""
+    questions: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("statistics", {}),
+        ("statistics", {"days": 90}),
+        ("statistics", {"window": WEEK, "service": "service-001"}),
+        ("incidents", {}),
+        ("incident", {"number": 5}),
+        ("alerts", {"all": True}),
+    )
+    for name, said in questions:
+        print(f"{name:20} {took(partial(views.stored, name, said, reader, metering), 5)}   {said or ''}")
 
 
 async def _beside(scrape: Callable[[], object], *, scraped: bool, seconds: float = 5.0) -> float:

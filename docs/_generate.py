@@ -545,9 +545,9 @@ def cli() -> str:
 
 
 def scenarios() -> str:
-    """Every scenario, and where its tests are."""
+    """Every scenario, where its tests are, and on which broken builds they are shown to fail."""
     known = tomllib.loads((DOCS / "_scenarios.toml").read_text("utf-8"))
-    tested = scenario_tests()
+    tested, builds = scenario_tests(), scenario_builds()
     rows = []
     for number, text in known["scenarios"].items():
         later = known["later"].get(number, "")
@@ -557,10 +557,16 @@ def scenarios() -> str:
                 f"_scenarios.toml, S{number}: "
                 + ("it has tests now, so it is not for later" if later else "why no test?")
             )
-        rows.append((f"S{number}", text, ", ".join(files) or f"later: {later}"))
+        red, reason = builds.get(int(number), ()), known["no_build"].get(number, "")
+        if bool(red) is bool(reason or later):
+            ABOUT.missing.add(
+                f"_scenarios.toml, S{number}: "
+                + ("it has a broken build now" if red else "on which build do its tests fail? See tests/broken")
+            )
+        rows.append((f"S{number}", text, ", ".join(files) or f"later: {later}", "; ".join(red) or reason))
     if unknown := sorted(set(tested) - {int(number) for number in known["scenarios"]}):
         ABOUT.missing.add(f"_scenarios.toml has no scenario {unknown}")
-    return table(("No", "Then", "Tested in"), rows)
+    return table(("No", "Then", "Tested in", "Red on"), rows)
 
 
 def scenario_tests() -> dict[int, list[tuple[str, str]]]:
@@ -571,6 +577,21 @@ def scenario_tests() -> dict[int, list[tuple[str, str]]]:
         for match in re.finditer(r"^ *(?:async )?def (test_s(\d+)_\w+)", path.read_text("utf-8"), re.MULTILINE):
             place = path.relative_to(DOCS.parent).as_posix()
             found.setdefault(int(match[2]), []).append((place, match[1]))
+    return found
+
+
+def scenario_builds() -> dict[int, list[str]]:
+    """Return the broken builds on which tests of a scenario must fail: number -> names in `tests/broken`."""
+    found: dict[int, list[str]] = {}
+    for path in sorted((DOCS.parent / "tests").rglob("test_*.py")):
+        text = path.read_text("utf-8")
+        for node in ast.walk(ast.parse(text)) if "@fails_when(" in text else ():
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            for call in node.decorator_list if (match := re.match(r"test_s(\d+)_", node.name)) else ():
+                if match and isinstance(call, ast.Call) and ast.unparse(call.func) == "fails_when":
+                    names = found.setdefault(int(match[1]), [])
+                    names += [name for one in call.args if (name := ast.literal_eval(one)) not in names]
     return found
 
 

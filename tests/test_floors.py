@@ -46,6 +46,7 @@ FLOORS: Mapping[int, tuple[str, ...]] = {
         "outages",
         "views",
         "wire",
+        "words",
     ),
     2: ("control", "shell", "supervisor"),
     3: ("__main__", "cli", "daemon"),

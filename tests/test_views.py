@@ -22,6 +22,7 @@ from selfheal.core.model import (
     Budget,
     Canary,
     Cause,
+    Condition,
     Dependency,
     Effect,
     Fleet,
@@ -31,7 +32,7 @@ from selfheal.core.model import (
     State,
     Step,
 )
-from selfheal.core.records import RECORDS, Delivered, Doubted, IncidentMerged, IncidentOpened
+from selfheal.core.records import RECORDS, Delivered, Doubted, IncidentMerged, IncidentOpened, Moved
 from selfheal.errors import ControlError, RequestRefused
 from selfheal.journal import MemoryStore
 from selfheal.journal.store import Batch
@@ -194,7 +195,7 @@ PROMISED: Mapping[str, str] = {
     "approvals": "service action step incident asked skipped_at",
     "suppressions": "suppression binds services everything since until actor reason",
     "audit": f"{OUTER} id accepted arguments asked_because",
-    "statistics": "incidents services",
+    "statistics": "incidents window_seconds services",
     "metrics": "",
     "health": "version fleet time services holds running",
     "records": OUTER,
@@ -274,7 +275,7 @@ def test_an_unknown_incident_is_refused(night: Night) -> None:
 
 def test_the_status_counts_every_service_once(night: Night) -> None:
     answer = night.ask("status")
-    assert set(answer["counts"]) == {state.value for state in State}
+    assert set(answer["counts"]) == {state.value for state in State} | {"unwatched"}
     assert sum(answer["counts"].values()) == len(answer["services"]) == 8
     lines = {line["service"]: line for line in answer["services"]}
     assert lines["retired"]["state"] == "disabled"
@@ -284,6 +285,26 @@ def test_the_status_counts_every_service_once(night: Night) -> None:
     assert [one["members"] for one in answer["incidents"]] == [["batch"], ["mail"]]
     assert is_time(answer["time"])
     assert all(is_time(line["last_check"]) for name, line in lines.items() if name != "retired")
+
+
+def test_what_is_gone_from_the_configuration_is_neither_counted_nor_called_healthy() -> None:
+    night = Night.of(service("api"), service("db"), service("web"))
+    night.sim.run(100.0)
+    ledger = night.sim.engine.ledger
+    ledger.unwatched["db"] = None
+    answer = night.ask("status")
+    assert (answer["counts"]["healthy"], answer["counts"]["unwatched"]) == (2, 1)
+    assert "nobody looks" in night.ask("explain", service="db")["verdict"]
+
+
+def test_a_hold_says_what_it_means() -> None:
+    night = Night.of(service("api"))
+    night.sim.run(1.0)
+    night.sim.engine.ledger.holds["fleet"] = "1 service is gone from the configuration"
+    (hold,) = night.ask("status")["holds"]
+    assert (
+        hold["means"] == "selfheal keeps the services concerned unwatched until the change is confirmed or taken back."
+    )
 
 
 def test_explain_has_every_guard_in_order_and_names_who_holds(night: Night) -> None:
@@ -430,6 +451,12 @@ def test_a_name_nobody_has_heard_of_is_refused_and_one_that_is_quiet_is_not(name
     assert refused.value.code == "unknown_service"
 
 
+def test_one_that_is_watched_and_has_no_record_yet_is_no_stranger() -> None:
+    night = Night.of(service("api"))
+    night.sim.run(0.0)
+    assert views.stored("results", {"service": "new"}, night.store(), known={"new"}) == []
+
+
 def test_an_incident_has_its_members_its_actions_and_its_records_in_order(night: Night) -> None:
     answer = night.ask("incident", number=1)
     assert answer["root"] == "database"
@@ -463,6 +490,53 @@ def test_an_incident_that_was_merged_is_not_listed_as_open_for_ever() -> None:
     store.append([Batch(number=1, at=2.0, wall=BEGAN, records=(*opened, merged))], durable=True)
     assert [one["incident"] for one in views.stored("incidents", {}, store)] == [2, 1]
     assert [one["incident"] for one in views.stored("incidents", {"open": True}, store)] == [1]
+
+
+def test_answers_go_on_where_the_last_ones_stood_and_are_those_of_everything_read_anew(night: Night) -> None:
+    """Asked again and again while records come, of one account that is kept: the same as of a fresh one each time."""
+    whole = night.store()
+    journal = MemoryStore()
+    kept = Metering(journal)
+    asked = 0
+    for batch in whole.batches():
+        assert journal.append([batch], durable=True) == {}
+        if not batch.records:
+            continue
+        asked += 1
+        for name, given in (
+            ("statistics", {"days": 2}),
+            ("statistics", {"window": 600.0}),
+            ("incidents", {}),
+            ("incidents", {"open": True, "service": "web"}),
+            ("alerts", {}),
+            ("alerts", {"all": True, "limit": 3}),
+        ):
+            assert plain(views.stored(name, given, journal, kept)) == plain(views.stored(name, given, journal)), name
+        for one in views.stored("incidents", {}, journal, kept):
+            found = views.stored("incident", {"number": one["incident"]}, journal, kept)["timeline"]
+            assert found == about(journal, one["incident"])
+    assert asked > 20
+
+
+def test_what_was_told_of_an_incident_before_it_was_opened_is_in_its_timeline() -> None:
+    store = MemoryStore()
+    sick, dead = Condition(state=State.UNHEALTHY), Condition(state=State.FAILED, incident=1)
+    moved = Moved(at=1.0, service="db", before=sick, after=dead)
+    opened = IncidentOpened(at=1.0, service="db", incident=Incident(number=1, root="db", since=1.0))
+    store.append(
+        [Batch(number=1, at=1.0, wall=BEGAN, records=(Doubted(at=0.5, late=1.0), moved, opened))], durable=True
+    )
+    assert [one["kind"] for one in views.stored("incident", {"number": 1}, store)["timeline"]] == [
+        "moved",
+        "incident_opened",
+    ]
+
+
+def about(journal: MemoryStore, number: int) -> list[dict[str, Any]]:
+    """Return what is told of an incident, read from the first record to the last."""
+    every = journal.records(kinds=outages.KINDS, limit=100_000)
+    shapes_ = [shapes.public(one.record, seq=one.seq, wall=one.wall) for one in every]
+    return [shape for shape in shapes_ if number in (shape["incident"], shape["root_incident"])]
 
 
 def test_a_page_of_records_goes_on_where_the_last_one_ended(night: Night) -> None:
@@ -547,8 +621,9 @@ def test_s51_without_history_there_is_no_number() -> None:
         assert one["median_recovery_seconds"] is None
         assert one["p90_recovery_seconds"] is None
         assert one["recoveries_measured"] == 0
-    nothing = {"incidents": 0, "window_seconds": 0.0, "services": {}}
-    assert plain(views.stored("statistics", {}, MemoryStore())) == nothing
+    nothing = plain(views.stored("statistics", {}, MemoryStore()))
+    assert nothing.pop("fleet")["uptime_percentage"] is None
+    assert nothing == {"incidents": 0, "window_seconds": 0.0, "services": {}}
     for name in ("incidents", "history", "alerts", "audit", "records"):
         assert views.stored(name, {}, MemoryStore()) == []
 

@@ -66,6 +66,10 @@ class Unreachable(ControlError):
     """Nobody listens at the socket, or we may not open it."""
 
 
+class Silent(ControlError):
+    """Somebody listens at the socket, and has not answered in time."""
+
+
 class Answering(Protocol):
     """Who answers requests: a `Supervisor`."""
 
@@ -510,7 +514,7 @@ def call(path: Path, question: Question, *, timeout: float = TIMEOUT) -> Any:
                 if len(received) > ANSWER_LIMIT:
                     raise ControlError(f"the answer is longer than {ANSWER_LIMIT >> 20} MiB; ask for less")
         except TimeoutError:
-            raise _late(path, timeout) from None
+            raise _late(path, timeout, question) from None
         except OSError as problem:
             raise ControlError(f"the connection to {path} broke: {problem.strerror or problem}") from problem
     return understood(bytes(received))
@@ -537,8 +541,11 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _late(path: Path, timeout: float) -> ControlError:
-    return ControlError(f"no answer at {path} within {timeout:g} s; what was asked may still be done: see `audit`")
+def _late(path: Path, timeout: float, question: Question) -> Silent:
+    late = f"no answer at {path} within {timeout:g} s"
+    if question.reason is None:
+        return Silent(f"{late}: the selfheal there is stopped, or its host is very busy")
+    return Silent(f"{late}; what was asked may still be done: see `audit`")
 
 
 def _unreachable(path: Path, problem: OSError) -> Unreachable:
@@ -568,10 +575,10 @@ async def forward(path: Path, question: Question, *, timeout: float = TIMEOUT) -
                     if len(received) > ANSWER_LIMIT:
                         raise ControlError(f"the answer is longer than {ANSWER_LIMIT >> 20} MiB; ask for less")
     except TimeoutError:
-        raise _late(path, timeout) from None
+        raise _late(path, timeout, question) from None
     except (anyio.EndOfStream, anyio.BrokenResourceError):
         raise ControlError(f"selfheal closed {path} without an answer") from None
     return await anyio.to_thread.run_sync(understood, bytes(received))
 
 
-__all__ = ["Pace", "Question", "Unreachable", "alive", "call", "forward", "serving", "user_name"]
+__all__ = ["Pace", "Question", "Silent", "Unreachable", "alive", "call", "forward", "serving", "user_name"]

@@ -15,26 +15,24 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
 import anyio.to_thread
 
-from selfheal.cli.words import clean, sentence
 from selfheal.config import Configuration, at_start_only
 from selfheal.errors import ConfigurationError, RequestRefused, SelfhealError
+from selfheal.ladder import resolve_all
 from selfheal.shell.homes import settled
 from selfheal.supervisor import Supervisor
+from selfheal.words import clean
 
 log = logging.getLogger("selfheal.daemon")
 
 PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 """Levels as the system's journal knows them."""
-
-QUIET: Final = frozenset({"delivered", "doubted"})
-"""Kinds of record that are not worth a line."""
 
 
 def run(path: Path, *, state_dir: Path | None = None, http: str | None = None, log_format: str = "text") -> None:
@@ -45,7 +43,10 @@ def run(path: Path, *, state_dir: Path | None = None, http: str | None = None, l
     added = {"http": {"listen": http}} if http is not None else {}
 
     def load() -> Configuration:
-        return settled(path, state_dir=state_dir, added=added)
+        configuration = settled(path, state_dir=state_dir, added=added)
+        # Before a journal is made for it: what cannot run must leave nothing behind.
+        resolve_all(configuration.services, {}, configuration.tables.actions)
+        return configuration
 
     configuration = load()
     set_up_logging(configuration.log_level, log_format)
@@ -61,7 +62,7 @@ def run(path: Path, *, state_dir: Path | None = None, http: str | None = None, l
 async def _live(configuration: Configuration, load: Any) -> None:
     for warning in configuration.warnings:
         log.warning("%s", warning)
-    supervisor = Supervisor.of(configuration, share=False, observers=[told])
+    supervisor = Supervisor.of(configuration, share=False)
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with anyio.create_task_group() as tasks:
             over = anyio.Event()
@@ -197,15 +198,4 @@ def set_up_logging(level: str, kind: str) -> None:
     logging.captureWarnings(True)
 
 
-def told(record: Mapping[str, Any]) -> None:
-    """Write a record to the log, in words."""
-    kind = record["kind"]
-    if kind in QUIET:
-        return
-    serious = kind == "alert_changed" and record["open"] and record["severity"] in ("critical", "high")
-    serious = serious or (kind == "hold_changed" and record["on"])
-    about = f"{record['service']}: " if record["service"] else ""
-    log.log(logging.WARNING if serious else logging.INFO, "%s%s", about, sentence(record))
-
-
-__all__ = ["notify", "run", "set_up_logging", "told"]
+__all__ = ["notify", "run", "set_up_logging"]

@@ -46,7 +46,9 @@ class Frontend(Protocol):
     async def serve(self, supervisor: Any) -> None:
         """Serve until cancelled. One that ends by itself or raises is reported, and does not end the supervisor.
 
-        A frontend may also offer `routes(supervisor)`, which the `[http]` frontend mounts.
+        A frontend may also offer `routes(supervisor)`: ASGI applications by their paths (`{"/metrics": app}`), which
+        `[http]` shows beside the API to whoever may read there. They are called on the event loop of that server, and
+        `supervisor` has `ask` and `act` for any loop.
         """
 
 

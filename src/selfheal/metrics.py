@@ -10,18 +10,21 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import attrs
 
+from selfheal import outages
 from selfheal.analytics import tally
 from selfheal.analytics.repairs import Outcome
 from selfheal.analytics.tally import BOUNDS, Tally
 from selfheal.core.ledger import Ledger
 from selfheal.core.model import Evidence, Severity, State
 from selfheal.errors import JournalError
-from selfheal.journal.store import Reader
+from selfheal.journal.store import Last, Reader, StoredRecord
+from selfheal.outages import Alerts, Outages
 
 log = logging.getLogger("selfheal")
 
@@ -35,6 +38,9 @@ HOLDS: Final = ("storm", "canary", "doubt", "journal", "fleet")
 """The holds that are shown while they are off, too."""
 
 FORMATS: Final = ("text", "openmetrics", "data")
+
+KINDS: Final = tuple(sorted({*tally.KINDS, *outages.KINDS}))
+"""The records that are taken into account."""
 
 PAGE: Final = 1000
 """Records that are read at a time."""
@@ -216,18 +222,34 @@ def _attempts(moment: Moment, count: Tally) -> Iterator[Sample]:
         yield Sample((("service", service), ("action", action), ("result", result)), number)
 
 
-class Metering:
-    """Keeps the count in step with a journal. Every method may be called from any thread.
+@attrs.define(kw_only=True)
+class Account:
+    """What the records of a journal add up to, and where it ended when it did."""
 
-    It reads in a thread of its own: the first reading of a long journal takes a while, and a disk may answer late.
-    Until the first is done nothing that is counted is shown, because half a count looks like a counter that was reset.
+    tally: Tally = attrs.field(factory=Tally)
+    outages: Outages = attrs.field(factory=Outages)
+    alerts: Alerts = attrs.field(factory=Alerts)
+    last: Last = attrs.field(factory=Last)
+
+    def take(self, stored: StoredRecord) -> None:
+        """Take in the next record."""
+        self.tally.take(stored.record)
+        self.outages.take(stored)
+        self.alerts.take(stored)
+
+
+class Metering:
+    """Keeps an account in step with a journal. Every method may be called from any thread.
+
+    For a scrape it reads in a thread of its own: the first reading of a long journal takes a while, and a disk may
+    answer late. Until the first is done nothing that is counted is shown, because half a count looks like a counter
+    that was reset. Who asks for the account itself waits for it.
     """
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._tally = Tally()
+        self._account = Account()
         self._seq = 0
-        self._at = 0.0
         self._whole = False
         self._over = False
         self._counting = threading.Lock()
@@ -244,10 +266,24 @@ class Metering:
         found = list(live(moment))
         if self._whole and self._counting.acquire(timeout=patience):
             try:
-                found[:0] = counted(moment, self._tally, self._at)
+                # Up to where the journal ends: nobody was observed for longer than is stored.
+                found[:0] = counted(moment, self._account.tally, self._account.last.at)
             finally:
                 self._counting.release()
         return found
+
+    @contextmanager
+    def account(self) -> Iterator[Account]:
+        """Give the account as of now, which stands still meanwhile; blocks. Raises `JournalError`.
+
+        What was read for an earlier answer is not read again.
+        """
+        while not self._page():
+            pass
+        with self._counting:
+            while not self._read():
+                pass
+            yield self._account
 
     def _begin(self) -> threading.Thread:
         with self._starting:
@@ -269,13 +305,16 @@ class Metering:
     def _page(self) -> bool:
         """Take in a page of records; return whether it was the last."""
         with self._counting:
-            last = self._reader.last()
-            # A stretch of numbers and not "the next thousand of these kinds": for that, SQLite sorts all that follow.
-            until = min(self._seq + PAGE, last.seq)
-            for stored in self._reader.records(after=self._seq, before=until + 1, kinds=tally.KINDS, limit=PAGE):
-                self._tally.take(stored.record)
-            self._seq, self._at = max(self._seq, until), last.at  # nobody was observed for longer than is stored
-            return self._seq >= last.seq
+            return self._read()
+
+    def _read(self) -> bool:
+        last = self._reader.last()
+        # A stretch of numbers and not "the next thousand of these kinds": for that, SQLite sorts all that follow.
+        until = min(self._seq + PAGE, last.seq)
+        for stored in self._reader.records(after=self._seq, before=until + 1, kinds=KINDS, limit=PAGE):
+            self._account.take(stored)
+        self._seq, self._account.last = max(self._seq, until), last
+        return self._seq >= last.seq
 
 
 # -- how it is written -------------------------------------------------------------------------------------------------

@@ -74,6 +74,10 @@ _FORMAT: Final = Parameter(
     name="format", choices=("text", "openmetrics", "data"), about="Prometheus 0.0.4, OpenMetrics 1.0.0, or plain data"
 )
 
+_ASKED: Final = Parameter(
+    name="action", about="the step that was seen to wait, as `approvals` shows it; refused if another waits by now"
+)
+
 OVERRIDES: Final = ("parents", "paused", "maintenance", "observe")
 """Guards a forced recovery passes only when they are named and the caller has the `admin` scope."""
 
@@ -135,7 +139,7 @@ TABLE: Final[Mapping[str, Request]] = {
         _query(
             "statistics",
             "Numbers from recorded data.",
-            "per service: uptime, failures, times, recoveries",
+            "of the fleet and of each service: uptime, failures, times, recoveries",
             _SOME,
             Parameter(name="window", kind=Kind.SECONDS, about="only the last so many seconds; without it, all"),
             Parameter(name="days", kind=Kind.NUMBER, about="also how each of the last so many days went; at most 366"),
@@ -144,7 +148,7 @@ TABLE: Final[Mapping[str, Request]] = {
         _query(
             "health",
             "How selfheal itself is.",
-            "running or reading along, journal, worst lag, release",
+            "running or reading along, journal, worst lag of the last minute, release",
         ),
         _query("records", "The stream of records.", "records in order of their sequence number", _AFTER, _LIMIT),
         _act("initialize", "Forget what is believed of a service and look afresh; budgets stay.", _SOME),
@@ -165,8 +169,8 @@ TABLE: Final[Mapping[str, Request]] = {
             "End one suppression.",
             Parameter(name="suppression", required=True, about="its id, as `suppressions` shows it"),
         ),
-        _act("approve", "Let the step that waits for a person run.", _SERVICE),
-        _act("refuse", "Skip the step that waits for a person.", _SERVICE),
+        _act("approve", "Let the step that waits for a person run.", _SERVICE, _ASKED),
+        _act("refuse", "Skip the step that waits for a person.", _SERVICE, _ASKED),
         _act("acknowledge", "Say that a person knows and sees to it.", _SERVICE),
         _act(
             "release",

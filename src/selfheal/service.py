@@ -186,16 +186,42 @@ def _timeout() -> Any:
     like: Any = attrs.fields_dict(Policy)["timeout"]
 
     def usual(instance: Service | Canary) -> float:
-        return min(float(like.default), 0.8 * instance.interval)
+        interval: Any = instance.interval  # a wrong one is refused in a moment, by its own validator
+        return min(float(like.default), 0.8 * interval) if isinstance(interval, float | int) else float(like.default)
 
     def before_the_next(instance: Service | Canary, attribute: attrs.Attribute[Any], value: float) -> None:
-        if value >= instance.interval:
+        interval: Any = instance.interval
+        if isinstance(interval, float | int) and value >= interval:
             raise ValueError(f"{attribute.name}: {value:g} s is not below the interval of {instance.interval:g} s")
 
     return attrs.field(
         default=attrs.Factory(usual, takes_self=True),
         converter=like.converter,
         validator=[like.validator, before_the_next],
+        metadata=like.metadata,
+        kw_only=True,
+    )
+
+
+BOOT: Final = 60.0
+"""Seconds in which a program that began a moment ago may fail its checks: many need that long before they listen.
+
+What they cost is a slower second step where the first did not help. A restart within them, on the other hand, begins
+the start anew, and again: three attempts of such a loop, and people are called to what was well.
+"""
+
+
+def _grace() -> Any:
+    """Return the field `start_grace`: `BOOT` where a workload says since when it runs, else nothing."""
+    like: Any = attrs.fields_dict(Policy)["start_grace"]
+
+    def usual(instance: Service) -> float:
+        return BOOT if instance.workload is not None else float(like.default)
+
+    return attrs.field(
+        default=attrs.Factory(usual, takes_self=True),
+        converter=like.converter,
+        validator=like.validator,
         metadata=like.metadata,
         kw_only=True,
     )
@@ -235,7 +261,7 @@ class Service:
     definite_span: float = _like("definite_span")
     window: Window | None = _like("window")  # noqa: RUF009  # it returns an attrs field
     success_threshold: int = _like("success_threshold")
-    start_grace: float = _like("start_grace")
+    start_grace: float = _grace()
     starting_limit: float = _like("starting_limit")
     suspicion_threshold: int = _like("suspicion_threshold")
     suspicion_span: float = _like("suspicion_span")

@@ -165,6 +165,7 @@ def _alert(record: AlertChanged, shape: dict[str, Any]) -> None:
         "alert": alert.id,
         "rule": alert.rule,
         "severity": alert.severity.value,
+        "text": alert.text,
         "open": record.open,
         "folded": alert.folded,
         "correlation_id": alert.correlation or None,

@@ -82,9 +82,12 @@ class Supervisor:
         seed: int | None = 0,
         plugins: Iterable[str] | None = None,
         observers: Iterable[Callable[[Mapping[str, Any]], object]] = (),
+        frontends: Mapping[str, Any] | None = None,
         share: bool = True,
     ) -> None:
         self.name = name
+        self.frontends: Mapping[str, Any] = dict(frontends or {})
+        """By the names of their tables; whoever runs the supervisor serves them, and `[http]` shows what they offer."""
         self.journal = Path(journal) if journal is not None else None
         self._services: dict[str, Service] = {}
         for service in services:
@@ -127,6 +130,7 @@ class Supervisor:
             "name": c.name,
             "seed": c.seed,
             "plugins": c.plugins,
+            "frontends": c.frontends,
         }
         return cls(c.services, **{**given, **options})
 
@@ -482,7 +486,10 @@ class Supervisor:
             return await anyio.to_thread.run_sync(views.metered(self._facts(running), given))
         if name in views.LIVE:
             return views.live(name, given, self._facts(running))
-        return await anyio.to_thread.run_sync(views.stored, name, given, running.journal.reader)
+        known = frozenset(self._services)
+        return await anyio.to_thread.run_sync(
+            views.stored, name, given, running.journal.reader, running.metering, known
+        )
 
     def metrics(self, format: str = "data") -> Any:  # noqa: A002  # the word of the request
         """Answer `metrics` from any thread, to a collector that cannot wait; beside the holder, from the journal.
@@ -522,15 +529,7 @@ class Supervisor:
             due_of=engine.due,
             explain=engine.explain,
             kinds={name: service.kind or "callable" for name, service in self._services.items()},
-            health={
-                "running": running.loop.turning,
-                "journal": {"well": running.journal.well, "detail": running.journal.detail},
-                "reading": False,
-                "lag_seconds": running.loop.busiest,
-                "checks_in_flight": running.probes.in_flight,
-                "plugins": [str(report) for report in running.reports[-10:]],
-                "delivery": [attrs.asdict(standing) for standing in running.outbox.standing()],
-            },
+            health=running.health(),
             metering=running.metering,
         )
 

@@ -8,17 +8,15 @@ thread; *stored* answers are read from the journal, in any thread or process. Re
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from math import inf
 from typing import Any, Final
 
 import attrs
 
 from selfheal import metrics, outages
-from selfheal.analytics import availability, repairs, timeline
-from selfheal.analytics.repairs import Repair, Repairs
-from selfheal.analytics.timeline import Timelines
 from selfheal.core import detector, machine
 from selfheal.core.alerts import DOWN
 from selfheal.core.graph import no_service
@@ -32,14 +30,12 @@ from selfheal.core.records import (
     Record,
     encode,
 )
+from selfheal.core.routing_words import CONDUCT
 from selfheal.errors import RequestRefused
 from selfheal.journal.store import Reader, StoredRecord
 from selfheal.metrics import Metering
 from selfheal.outages import each
 from selfheal.shapes import VERSION, public, utc
-
-STATISTICS: Final = tuple(sorted({*timeline.KINDS, *repairs.KINDS}))
-"""The records that the numbers are made of."""
 
 MOST_DAYS: Final = 366
 """Days of one answer about each day."""
@@ -48,6 +44,9 @@ LIMIT: Final = 100
 MOST: Final = 1000
 HOUR: Final = 3600.0
 """Seconds of results, unless the caller says how many."""
+
+UNWATCHED: Final = "unwatched"
+"""How a service is counted that is gone from the configuration: what was believed of it says nothing now."""
 
 LIVE: Final = frozenset(
     {"status", "services", "service", "explain", "graph", "approvals", "suppressions", "health", "metrics"}
@@ -97,18 +96,26 @@ def live(name: str, parameters: Mapping[str, Any], facts: Facts) -> Any:
 def _status(facts: Facts, parameters: Mapping[str, Any]) -> dict[str, Any]:
     ledger = facts.ledger
     lines = [_line(facts, name) for name in ledger.policies]
-    counts = {state.value: 0 for state in State}
+    counts = {**{state.value: 0 for state in State}, UNWATCHED: 0}
     for line in lines:
-        counts[line["state"]] += 1
+        counts[line["state"] if line["watched"] else UNWATCHED] += 1
     return {
         "version": VERSION,
         "fleet": ledger.fleet.name,
         "time": facts.time(facts.at),
         "counts": counts,
         "services": lines,
-        "holds": [{"hold": hold, "evidence": evidence} for hold, evidence in ledger.holds.items()],
+        "holds": [
+            {"hold": hold, "evidence": evidence, "means": CONDUCT.get(hold, "")}
+            for hold, evidence in ledger.holds.items()
+        ],
         "incidents": [_incident(facts, incident) for incident in ledger.incidents.values()],
         "suppressions": [_shown(facts, suppression) for suppression in ledger.suppressions.values()],
+        "undelivered": [
+            {"notifier": one["notifier"], "since": one["failing_since"], "error": one["last_error"]}
+            for one in facts.health.get("delivery", ())
+            if one["failing_since"]
+        ],
         "running": bool(facts.health.get("running")),
     }
 
@@ -254,7 +261,7 @@ def _explain(facts: Facts, parameters: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "verdict": _not_yet(policy, evidence, facts.at)
         if condition.state is State.UNHEALTHY and evidence is not None and evidence.failures
-        else _in_words(condition, holding, known=bool(answers)),
+        else _in_words(condition, holding, known=bool(answers), watched=name not in facts.ledger.unwatched),
     }
 
 
@@ -268,8 +275,13 @@ def _not_yet(policy: Policy, evidence: Evidence, at: float) -> str:
     )
 
 
-def _in_words(condition: Condition, holding: list[str], *, known: bool) -> str:
+def _in_words(condition: Condition, holding: list[str], *, known: bool, watched: bool) -> str:
     """Say in one sentence why something is done, or not."""
+    if not watched:
+        return (
+            "Nothing is done, and nobody looks: it is gone from the configuration. "
+            "Release the hold `fleet` to drop it, or bring it back; what is shown is what was believed then."
+        )
     if condition.state is State.DISABLED:
         return "Nothing is done: it is switched off."
     if condition.state is State.RECOVERING:
@@ -416,16 +428,31 @@ _LIVE: Final[Mapping[str, Callable[[Facts, Mapping[str, Any]], Any]]] = {
 # -- stored: from the journal ----------------------------------------------------------------------------------------
 
 
-def stored(name: str, parameters: Mapping[str, Any], reader: Reader) -> Any:
-    """Answer a stored query. Blocks: call it in a thread.
+def stored(
+    name: str,
+    parameters: Mapping[str, Any],
+    reader: Reader,
+    metering: Metering | None = None,
+    known: Container[str] = (),
+) -> Any:
+    """Answer a stored query. Blocks: call it in a thread. With a `metering` what was counted before is not read again.
 
-    Raises `RequestRefused` for an unknown incident, and for a service that no record has ever spoken of: nothing is
-    known of a misspelt name, which is not the same as that nothing has happened to it.
+    Raises `RequestRefused` for an unknown incident, and for a service that is neither `known` (its first record may not
+    be stored yet) nor was ever spoken of by a record: nothing is known of a misspelt name, which is not to say that
+    nothing has happened to it.
     """
     service = parameters.get("service")
-    if service is not None and not _heard_of(reader, str(service)):
+    if service is not None and service not in known and not _heard_of(reader, str(service)):
         raise RequestRefused("unknown_service", f"no service {service!r}, now or as far back as the journal goes")
-    return _STORED[name](reader, parameters)
+    return _STORED[name](_Stored(reader, metering if metering is not None else Metering(reader)), parameters)
+
+
+@attrs.frozen
+class _Stored:
+    """A journal, and what its records add up to."""
+
+    reader: Reader
+    metering: Metering
 
 
 def _heard_of(reader: Reader, service: str) -> bool:
@@ -439,8 +466,8 @@ def _most(parameters: Mapping[str, Any]) -> int:
     return min(int(parameters.get("limit", LIMIT)), MOST)
 
 
-def _history(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    page = reader.records(
+def _history(journal: _Stored, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    page = journal.reader.records(
         service=parameters.get("service"),
         before=parameters.get("before"),
         limit=_most(parameters),
@@ -449,18 +476,18 @@ def _history(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, An
     return [_stored(record) for record in page]
 
 
-def _records(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    page = reader.records(after=int(parameters.get("after", 0)), limit=_most(parameters))
+def _records(journal: _Stored, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    page = journal.reader.records(after=int(parameters.get("after", 0)), limit=_most(parameters))
     return [_stored(record) for record in page]
 
 
-def _audit(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _audit(journal: _Stored, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What people asked for: of one service also where it was one of several, or of all."""
     service, most = parameters.get("service"), _most(parameters)
     found: list[dict[str, Any]] = []
     before: int | None = parameters.get("before")
     while len(found) < most:
-        page = reader.records(kinds=("answered",), before=before, limit=MOST, newest_first=True)
+        page = journal.reader.records(kinds=("answered",), before=before, limit=MOST, newest_first=True)
         if not page:
             break
         found += [_stored(record) for record in page if service is None or _concerns(record.record, str(service))]
@@ -474,59 +501,63 @@ def _concerns(record: Record, service: str) -> bool:
     return record.service == service or service in str(said.get("services", "")).split(",") or "everything" in said
 
 
-def _alerts(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _alerts(journal: _Stored, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The last word on every alert, newest first; resolved ones only when `all` is asked for.
 
     They stand in the order in which they opened, which no later word changes: `opened_seq` is where a page ends.
     """
-    shown: dict[str, dict[str, Any]] = {}
-    for record in each(reader, ("alert_changed",)):
-        change = record.record
-        assert isinstance(change, AlertChanged)
-        shape = _stored(record)
-        opened = shown.get(change.alert.id, shape)
-        shown[change.alert.id] = {
-            **shape,
-            "text": change.alert.text,
-            "opened": opened.get("opened", opened["time"]),
-            "opened_seq": opened.get("opened_seq", opened["seq"]),
-            "resolved": None if change.open else shape["time"],
-        }
     before = parameters.get("before", inf)
-    wanted = [a for a in shown.values() if (a["open"] or parameters.get("all")) and a["opened_seq"] < before]
-    return list(reversed(wanted))[: _most(parameters)]
+    with journal.metering.account() as account:
+        wanted = (
+            (one.opened, one.opened_seq, one.last)
+            for one in reversed(account.alerts.all.values())
+            if (one.open or parameters.get("all")) and one.opened_seq < before
+        )
+        chosen = list(islice(wanted, _most(parameters)))
+    return [_alert(journal.reader, opened, opened_seq, last) for opened, opened_seq, last in chosen]
 
 
-def _incidents(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = outages.read(reader)
+def _alert(reader: Reader, opened: float, opened_seq: int, last: int) -> dict[str, Any]:
+    (record,) = reader.records(after=last - 1, before=last + 1, limit=1)
+    change, shape = record.record, _stored(record)
+    assert isinstance(change, AlertChanged)
+    return {
+        **shape,
+        "text": change.alert.text,
+        "opened": utc(opened),
+        "opened_seq": opened_seq,
+        "resolved": None if change.open else shape["time"],
+    }
+
+
+def _incidents(journal: _Stored, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     service, before = parameters.get("service"), parameters.get("before", inf)
-    chosen = [
-        outage.shape()
-        for outage in reversed(found.values())
-        if (service is None or service in outage.members)
-        and outage.number < before
-        and (outage.open or not parameters.get("open"))
-    ]
-    return chosen[: _most(parameters)]
+    with journal.metering.account() as account:
+        chosen = (
+            outage
+            for outage in reversed(account.outages.all.values())
+            if (service is None or service in outage.members)
+            and outage.number < before
+            and (outage.open or not parameters.get("open"))
+        )
+        return [outage.shape() for outage in islice(chosen, _most(parameters))]
 
 
-def _one_incident(reader: Reader, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _one_incident(journal: _Stored, parameters: Mapping[str, Any]) -> dict[str, Any]:
     number = int(parameters["number"])
-    outage = outages.read(reader).get(number)
-    if outage is None:
-        raise RequestRefused("not_found", f"no incident {number}")
-    timeline = [
-        shape
-        for record in each(reader, (*outages.KINDS, "alert_changed"))
-        if (shape := _stored(record))["incident"] == number or shape["root_incident"] == number
-    ]
-    return {**outage.shape(), "timeline": timeline}
+    with journal.metering.account() as account:
+        outage = account.outages.all.get(number)
+        if outage is None:
+            raise RequestRefused("not_found", f"no incident {number}")
+        shape, first, last = outage.shape(), outage.first, outage.last
+    about = each(journal.reader, outages.KINDS, after=first - 1, upto=last)
+    return {**shape, "timeline": [_stored(one) for one in about if number in outages.concerned(one.record)]}
 
 
-def _results(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _results(journal: _Stored, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The newest results of a service. Raw results expire; what is left is what there is."""
-    since = reader.last().wall - parameters.get("window", HOUR)
-    newest = deque(reader.results(str(parameters["service"]), since=since), maxlen=_most(parameters))
+    since = journal.reader.last().wall - parameters.get("window", HOUR)
+    newest = deque(journal.reader.results(str(parameters["service"]), since=since), maxlen=_most(parameters))
     return [
         {
             "service": one.finished.service,
@@ -540,41 +571,21 @@ def _results(reader: Reader, parameters: Mapping[str, Any]) -> list[dict[str, An
     ]
 
 
-def _statistics(reader: Reader, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _statistics(journal: _Stored, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers from recorded data; where there is none, the number is null and not a guess (S51)."""
-    lives, steps = Timelines(), Repairs()
-    for stored_record in each(reader, STATISTICS):
-        lives.take(stored_record.record)
-        steps.take(stored_record.record)
-    until = max(lives.at, reader.last().at)
-    window = parameters.get("window")
-    began = lives.began if lives.began is not None else until
-    since = began if window is None else max(began, until - window)
-    lived = {name: lives.lived(name, until) for name in lives.services}
-    if (service := parameters.get("service")) is not None and service not in lived:
-        raise RequestRefused("unknown_service", no_service(service, lived))
-    weeks = {name: availability.weeks(one, until) for name, one in lived.items()}
-    fleet = availability.fleet_share(weeks.values())
-    done: dict[str, list[Repair]] = {name: [] for name in lived}
-    for repair in steps.all:
-        done[repair.service].append(repair)
-    services = {
-        name: dict(
-            availability.numbers(
-                one, done[name], since=since, until=until, score=availability.reliability(weeks[name], fleet)
+    service, days = parameters.get("service"), min(int(parameters.get("days", 0)), MOST_DAYS)
+    with journal.metering.account() as account:
+        last, count = account.last, account.tally
+        wall = last.wall + max(0.0, count.at - last.at)
+        try:
+            return count.statistics(
+                until=last.at, wall=wall, service=service, window=parameters.get("window"), days=days
             )
-        )
-        for name, one in lived.items()
-        if service in (None, name)
-    }
-    if (days := parameters.get("days")) is not None:
-        last = reader.last()
-        for name, shown in services.items():
-            shown["days"] = availability.daily(lived[name], until, last.wall + (until - last.at), min(days, MOST_DAYS))
-    return {"incidents": len(outages.read(reader)), "window_seconds": until - since, "services": services}
+        except KeyError:
+            raise RequestRefused("unknown_service", f"of {service!r} nothing is recorded that counts") from None
 
 
-_STORED: Final[Mapping[str, Callable[[Reader, Mapping[str, Any]], Any]]] = {
+_STORED: Final[Mapping[str, Callable[[_Stored, Mapping[str, Any]], Any]]] = {
     "incidents": _incidents,
     "incident": _one_incident,
     "history": _history,

@@ -65,15 +65,16 @@ def test_each_day_is_one_of_utc_and_what_nobody_saw_is_in_none_of_its_parts() ->
     story.outage(DAY - 50.0, lasts=100.0)
     story.says(Resumed(at=2 * DAY, away=DAY / 2))
     noon = 20_000.5 * DAY  # journal time 0 was midnight
-    days = a.daily(story.lived(2.5 * DAY), 2.5 * DAY, noon, 90)
+    days = a.daily(story.lived(2.5 * DAY), a.Days.until(2.5 * DAY, noon, 90))
     assert [(day["date"], day["observed_seconds"], day["down_seconds"]) for day in days] == [
         ("2024-10-02", DAY - 10.0, 50.0),
         ("2024-10-03", DAY / 2, 50.0),
         ("2024-10-04", DAY / 2, 0.0),
     ]
-    assert [day["date"] for day in a.daily(story.lived(2.5 * DAY), 2.5 * DAY, noon, 2)] == ["2024-10-03", "2024-10-04"]
+    last_two = a.daily(story.lived(2.5 * DAY), a.Days.until(2.5 * DAY, noon, 2))
+    assert [day["date"] for day in last_two] == ["2024-10-03", "2024-10-04"]
     # An hour later by the clock on the wall: midnight was an hour earlier.
-    shifted = a.daily(story.lived(2.5 * DAY), 2.5 * DAY, noon + 3600.0, 90)
+    shifted = a.daily(story.lived(2.5 * DAY), a.Days.until(2.5 * DAY, noon + 3600.0, 90))
     assert [day["observed_seconds"] for day in shifted] == [DAY - 3610.0, DAY / 2 + 3600.0, DAY / 2]
 
 
@@ -145,7 +146,7 @@ def test_everything_that_is_counted_of_a_service() -> None:
         repair(2040.0, Outcome.SUCCESS),
         repair(9001.0, None),
     ]
-    found = a.numbers(story.lived(10000.0), repairs, since=0.0, until=10000.0, score=None)
+    found = a.numbers(story.lived(10000.0), repairs, since=0.0, until=10000.0, score=None).shape()
     assert (found["incidents"], found["recovered"], found["healed_by_itself"], found["open"]) == (3, 2, 0, 1)
     assert found["failures_by_cause"] == {"unreachable": 1, "timeout": 1, "unknown": 1}
     assert (found["mean_recovery_seconds"], found["recoveries_measured"]) == (100.0, 2)
@@ -158,11 +159,30 @@ def test_everything_that_is_counted_of_a_service() -> None:
         "reconnect": {"taken": 1, "success": 0, "failure": 1, "success_rate": 0.0},
         "restart": {"taken": 3, "success": 2, "failure": 0, "success_rate": 1.0},
     }
+    assert found["steps"] == {"taken": 4, "success": 2, "failure": 1, "success_rate": 2 / 3}
     assert found["reliability_score"] is None
 
 
+def test_the_numbers_of_several_are_of_their_time_added_up_and_their_failures_as_one_list() -> None:
+    one, other = up_since(), up_since()
+    one.outage(100.0, lasts=60.0, incident=1, cause=Cause.UNREACHABLE)
+    other.outage(100.0, lasts=140.0, incident=2, cause=Cause.TIMEOUT)
+    found = [
+        a.numbers(story.lived(1000.0), [repair(140.0, outcome)], since=0.0, until=1000.0)
+        for story, outcome in ((one, Outcome.SUCCESS), (other, Outcome.FAILURE))
+    ]
+    fleet = a.Numbers.together(found, since=0.0, until=1000.0, score=80.0).shape()
+    assert (fleet["observed_seconds"], fleet["down_seconds"], fleet["uptime_percentage"]) == (2000.0, 200.0, 90.0)
+    assert (fleet["incidents"], fleet["recovered"], fleet["mean_recovery_seconds"]) == (2, 2, 100.0)
+    assert fleet["failures_by_cause"] == {"unreachable": 1, "timeout": 1}
+    assert fleet["steps"] == {"taken": 2, "success": 1, "failure": 1, "success_rate": 0.5}
+    assert (fleet["reliability_score"], fleet["coverage"]) == (80.0, 1.0)
+    nobody = a.Numbers.together([], since=0.0, until=0.0, score=None).shape()
+    assert [nobody[key] for key in ("uptime_percentage", "mean_recovery_seconds", "reliability_score")] == [None] * 3
+
+
 def test_without_a_failure_there_is_a_bound_and_no_number() -> None:
-    found = a.numbers(up_since().lived(3000.0), [], since=0.0, until=3000.0)
+    found = a.numbers(up_since().lived(3000.0), [], since=0.0, until=3000.0).shape()
     assert found["mean_time_between_failures_seconds"] is None
     assert found["mean_time_between_failures_at_least_seconds"] == 1000.0
     for key in ("mean_recovery_seconds", "median_recovery_seconds", "p90_recovery_seconds", "median_detection_seconds"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import inf
 
 from hypothesis import given
@@ -29,6 +30,14 @@ def test_spans_are_sets_of_instants(one: list[tuple[int, int]], other: list[tupl
     assert list(Spans(one) & Spans(other)) == made(first & second)
     assert list(Spans(one).within(a, b)) == made(first & set(range(a, b)))
     assert Spans(one).seconds == len(first)
+    assert Spans(one).seconds_within(a, b) == len(first & set(range(a, b)))
+
+
+@given(STRETCHES, st.lists(st.integers(0, 30)))
+def test_the_parts_between_edges_are_what_lies_within_each(one: list[tuple[int, int]], edges: list[int]) -> None:
+    edges.sort()
+    parts = [Spans(one).within(since, until).seconds for since, until in pairwise(edges)]
+    assert Spans(one).parts(edges) == parts
 
 
 @given(STRETCHES)

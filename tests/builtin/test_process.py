@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 import attrs
 import pytest
+from tests.broken import fails_when
 
 from selfheal.builtin import launch, proc
 from selfheal.builtin.launch import Launcher
@@ -256,6 +257,7 @@ async def test_an_action_applies_only_to_the_instance_that_failed(notes: Path) -
     assert await process.inspect(Given()) == now
 
 
+@fails_when("what it was scaled to is forgotten")
 async def test_s31_scaling_goes_upwards_only_and_stays(notes: Path) -> None:
     process = workload(notes, count=5)
     await process.start(Given())
@@ -507,6 +509,7 @@ async def test_a_secret_that_cannot_be_read_is_a_failed_action(notes: Path) -> N
         await workload(notes, environment={"TOKEN": gone}).start(Given())
 
 
+@fails_when("a file is called as the service is")
 async def test_s29_a_service_name_never_leads_out_of_the_state_directory(notes: Path) -> None:
     names = ["../../etc", "..", "a/b", "/", "x; touch pwned", "ä" * 300, "a_b", "a.b", ""]
     stems = {Launcher(folder=notes.parent / "state", service=name).stem for name in names}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from tests.broken import fails_when
 
 from selfheal.builtin import proc, spawn
 from selfheal.builtin.spawn import Finished, run
@@ -151,6 +152,7 @@ note(); time.sleep(60)"""
     assert await proc.gone(written(notes)[0], 5)
 
 
+@fails_when("only the program itself is ended")
 async def test_s25_a_command_that_hangs_is_gone_at_its_deadline_with_its_whole_tree(notes: Path) -> None:
     code = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -169,6 +171,7 @@ time.sleep(60)"""
     assert nobody_lives(notes)
 
 
+@fails_when("who has left the group is not found")
 async def test_s25_daemons_that_left_parent_group_and_session_are_found_and_ended(notes: Path) -> None:
     code = "note()\nif detach(): note()\ntime.sleep(60)"
     finished = await run(python(code, notes), timeout=1.0, grace=0.2)
@@ -199,6 +202,7 @@ print("hello", flush=True); time.sleep(60)"""
     assert finished == Finished(expired=True, output="hello\nbye\n")
 
 
+@fails_when("only the program itself is ended")
 @pytest.mark.parametrize("shell", ["anyio", "asyncio", "asyncio twice"])
 async def test_s25_a_cancelled_command_takes_its_tree_with_it(notes: Path, shell: str) -> None:
     code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); note()\nif not os.fork(): note()\ntime.sleep(60)"

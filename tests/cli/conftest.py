@@ -49,9 +49,13 @@ class House:
         self.state = folder / "state"
         self.web, self.shop = free_port(), free_port()
         self.children: list[subprocess.Popen[bytes]] = []
-        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        self.environment.pop("NO_COLOR", None)
         self.write()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the children are given: on a broken build, which one it is."""
+        passed = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+        return {**passed, "PYTHONUNBUFFERED": "1"}
 
     def write(self, more: str = "", *, fleet: str = "") -> None:
         """Write the file: two programs, one of which needs the other, and a job that calls."""
@@ -104,6 +108,9 @@ class House:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+            for pipe in (child.stdout, child.stderr):
+                if pipe is not None:
+                    pipe.close()
         for port in (self.web, self.shop):
             for pid in self.programs(port):
                 os.kill(pid, signal.SIGKILL)

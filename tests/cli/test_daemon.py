@@ -190,6 +190,21 @@ daily = "00:00-23:59"
     assert "maintenance" not in [line.partition(": what has changed")[0] for line in house.log().splitlines()]
 
 
+def test_of_one_that_is_frozen_the_journal_tells(house: House) -> None:
+    child = house.start()
+    house.settled()
+    child.send_signal(signal.SIGSTOP)
+    try:
+        told = house.run("status")
+        assert told.returncode == 0
+        assert "the selfheal there is stopped, or its host is very busy. This is from the journal" in told.stderr
+        assert "web" in told.stdout
+        asked = house.run("pause", "web", "--reason", "x")
+        assert (asked.returncode, "may still be done" in asked.stderr) == (4, True)
+    finally:
+        child.send_signal(signal.SIGCONT)
+
+
 def test_a_damaged_journal_stops_no_checking_and_is_left_as_it_is(house: House) -> None:
     child = house.start()
     house.settled()
@@ -296,6 +311,16 @@ def test_a_file_with_errors_is_not_run_and_all_of_them_are_named(house: House) -
     assert child.wait(PATIENCE) == 2
     assert "services.extra.check" in house.log()
     assert "max_retries" in house.log()
+    assert not house.state.exists()
+
+
+def test_a_file_with_a_step_that_nobody_answers_leaves_no_journal_behind(house: House) -> None:
+    house.write(
+        '\n[services.extra]\ncheck = { kind = "tcp", address = "127.0.0.1:1" }\nrecovery_actions = ["reconect"]\n'
+    )
+    child = house.start(ready=False)
+    assert child.wait(PATIENCE) == 2
+    assert "services.extra.recovery_actions" in house.log()
     assert not house.state.exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from selfheal.errors import Problem
 from selfheal.plugins import Context
 from selfheal.shell.once import examine
 from selfheal.shell.roster import Roster
+from selfheal.testing import servers
 from selfheal.wire import Target
 
 FILE = """
@@ -35,10 +37,12 @@ check = { kind = "command", command = ["/etc/passwd"] }
 [services.box]
 check = { kind = "tcp", address = "127.0.0.1:1" }
 workload = { kind = "command", inspect = ["true"], restart = ["true"], scale = ["absent-tool", "{to}"] }
+recovery_actions = ["restart"]
 
 [services.fine]
 check = { kind = "command", command = ["true"] }
 workload = { kind = "process", command = ["sleep", "60"] }
+recovery_actions = ["restart"]
 """
 
 
@@ -65,6 +69,41 @@ def test_everything_that_lacks_is_named_with_its_remedy_and_nothing_is_done(tmp_
         "services.job.check.command"
     }
     assert invoked("doctor", file, "fien").exit_code == 3
+
+
+def test_who_is_to_be_told_is_looked_at_as_well_and_nobody_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "selfheal.toml"
+    with servers.hang() as listening, servers.refuse() as nobody:
+        text = f"""
+            [fleet]
+            state_dir = "{tmp_path}/state"
+            [services.web]
+            check = {{ kind = "tcp", address = "127.0.0.1:1" }}
+            [notifiers.inner]
+            kind = "webhook"
+            url = "http://{listening}/"
+            [notifiers.well]
+            kind = "webhook"
+            url = "http://{listening}/"
+            private = true
+            [notifiers.nobody]
+            kind = "alertmanager"
+            url = ["http://{listening}", "http://{nobody}"]
+            [notifiers.secret]
+            kind = "webhook"
+            url = {{ env = "NO_SUCH_VARIABLE" }}
+        """
+        file.write_text(textwrap.dedent(text))
+        done = invoked("doctor", file)
+        assert done.exit_code == 1
+        told = "\n".join(line for line in done.stderr.splitlines() if "warning" not in line)
+        assert "notifiers.inner.url: 127.0.0.1 leads to a loopback or private address" in told
+        assert "notifiers.nobody.url[1]: 127.0.0.1 cannot be reached: Connection refused" in told
+        assert "notifiers.secret: the secret from env NO_SUCH_VARIABLE cannot be read" in told
+        assert "notifiers.well" not in told
+        assert invoked("doctor", file, "web").exit_code == 0
+        file.write_text(file.read_text().partition("[notifiers.inner]")[0])
+        assert "nothing stands in the way of 1 service," in invoked("doctor", file).stdout
 
 
 def gone() -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 import pytest
+from tests.broken import fails_when
 
 from selfheal.builtin.actions import HttpHook
 from selfheal.config import Configuration, at_start_only, check, configure, load
@@ -151,7 +152,9 @@ def test_check_finds_nothing_wrong_with_the_example_but_the_secrets_that_are_not
     report = check(path, tables=tables)
 
     assert report.problems == ()
-    assert [warning.path for warning in report.warnings] == ["services.database.check.url", "notifiers.oncall.url"]
+    places = ["services.database.check.url", "services.importer", "notifiers.oncall.url"]
+    assert [warning.path for warning in report.warnings] == places
+    assert "nothing is ever repaired" in report.warnings[1].message
     assert "the environment has no DATABASE_URL" in report.warnings[0].message
 
 
@@ -297,6 +300,7 @@ def test_absurd_values_are_refused(refused: Refuse, text: str, words: str) -> No
 # -- names -----------------------------------------------------------------------------------------------------------
 
 
+@fails_when("any text is a name")
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -512,7 +516,7 @@ def test_what_a_plugin_did_wrong_is_told_with_the_rest_of_the_file() -> None:
     gone = "of the plugin odd cannot be loaded: ModuleNotFoundError: No module named 'no_such_module_here'"
     assert said == [
         'preset odd.intervall: unknown key (did you mean "interval"?)',
-        "preset odd.probation: -1.0 is out of range; give a number from 0 to 3.16224e+07",
+        "preset odd.probation: -1.0 is out of range; give a number from 0 to a year",
         "preset odder: interval: is a object, which no file can hold",
         f'services.d.check.kind: the check "gone" {gone} (is everything it needs installed?)',
         f'services.e.recovery_actions[0]: the action "tcp.reconnect" {gone}',
@@ -548,12 +552,14 @@ def test_an_effect_that_cannot_be_read_is_told_once(refused: Refuse) -> None:
 # -- dependencies ----------------------------------------------------------------------------------------------------
 
 
+@fails_when("dependencies are not looked up", "nothing is suggested")
 def test_s40_a_misspelt_dependency_is_refused_with_a_suggestion(refused: Refuse) -> None:
     assert refused(service(name="database") + service('depends_on = ["databse"]')) == [
         'services.a.depends_on[0]: there is no service "databse" (did you mean "database"?)'
     ]
 
 
+@fails_when("cycles are not looked for")
 def test_s41_a_cycle_is_refused_and_named(refused: Refuse) -> None:
     (said,) = refused(service('depends_on = ["b"]') + service('depends_on = ["a"]', "b"))
 
@@ -659,6 +665,7 @@ def test_what_is_doubtful_is_warned_of(loaded: Load, tmp_path: Path, tables: Tab
     assert "anybody on this machine may write this file" in load(path, tables=tables).warnings[-1].message
 
 
+@fails_when("a secret shows itself")
 def test_s63_no_secret_is_in_a_problem_a_warning_or_a_repr(tables: Tables, tmp_path: Path) -> None:
     (tmp_path / "s").write_text("hunter2-canary")
     for url in ("redis://:hunter2-canary@h", "hunter2-canary", {"file": "s"}):

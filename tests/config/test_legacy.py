@@ -209,5 +209,6 @@ def test_s61_a_default_that_no_service_has_is_warned_of(tmp_path: Path, knowing:
     assert told(monitoring_interval=30, failure_threshold=3) == []
     assert told(monitoring_interval="20s", failure_threshold=7) == ["monitoring_interval"]
     tcp = {"check": {"kind": "tcp", "address": "127.0.0.1:1"}}
-    assert told(monitoring_interval=20, services={"redis": {}, "web": tcp}) == []
+    redis = {"recovery_actions": ["restart"]}
+    assert told(monitoring_interval=20, services={"redis": redis, "web": tcp}) == []
     assert told(monitoring_interval=20, services={}) == ["services"]

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.broken import fails_when
 
 from selfheal.config import read as reading
 from selfheal.config.read import DEPTH_LIMIT, below, plain, printable, read, secret
@@ -130,6 +131,7 @@ def test_paths_quote_what_is_no_plain_word() -> None:
 # -- secrets ---------------------------------------------------------------------------------------------------------
 
 
+@fails_when("a secret shows itself")
 def test_s63_a_secret_is_read_late_and_each_time_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "password"
     path.write_text("first\n")

@@ -52,7 +52,7 @@ from selfheal.testing.worlds import SimpleWorld
 R = TypeVar("R")
 
 FAILING = CheckResult(Verdict.FAILING, cause=Cause.UNREACHABLE, summary="refused")
-WARNING = CheckResult(Verdict.WARNING, cause=Cause.FULL, summary="disk at 91 %")
+WARNING = CheckResult(Verdict.WARNING, cause=Cause.OVERLOADED, summary="91 % of the slots")
 UNRUN = CheckResult(Verdict.INCONCLUSIVE, summary="a bug in the check")
 
 RESTART = Step(action="restart")

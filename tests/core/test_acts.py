@@ -195,6 +195,7 @@ def test_a_service_that_was_dropped_and_kept_cannot_be_recovered() -> None:
         "refused",
         "web is gone from the configuration: release the hold `fleet`, or bring it back",
     )
+    assert refusal(hand.ask("enable", "api"))[0] == "refused"  # it was healthy, and is not watched all the same
     assert hand.ask("initialize").because == "1 looked at afresh"
 
 
@@ -350,6 +351,16 @@ def test_an_approval_is_for_the_step_that_was_asked_for() -> None:
     code, because = refusal(hand.ask("approve", "db"))
     assert (code, because) == ("conflict", "flush was asked for, and drain is next by now; look again")
     assert not hand.actions
+
+
+@pytest.mark.parametrize("act", ["approve", "refuse"])
+def test_an_answer_that_names_its_step_is_for_no_other(act: str) -> None:
+    """Between the question on the screen and the answer it may have run out, and the next step be asked for."""
+    hand = Hand(service(steps=(FLUSH,)))
+    hand.reach("held:approval")
+    told = refusal(hand.ask(act, "db", action="failover"))
+    assert told == ("conflict", f"{FLUSH.action} waits by now, and not failover; look again")
+    assert hand.ask(act, "db", action=FLUSH.action).accepted
 
 
 def test_an_approval_is_for_a_service_that_is_down() -> None:

@@ -131,7 +131,7 @@ def test_a_failure_without_words_is_still_told() -> None:
 def test_s9_a_warning_degrades_and_nothing_is_done() -> None:
     hand = Hand(service())
     hand.check("db", WARNING)
-    assert (hand.state(), hand.reason(), hand.condition().detail) == (State.DEGRADED, "warning", "disk at 91 %")
+    assert (hand.state(), hand.reason(), hand.condition().detail) == (State.DEGRADED, "warning", "91 % of the slots")
     before = len(hand.records)
     hand.check("db", WARNING)
     assert len(hand.records) == before
@@ -143,7 +143,7 @@ def test_s9_a_warning_degrades_and_nothing_is_done() -> None:
 def test_why_it_is_warned_of_is_known_as_long_as_it_is() -> None:
     hand = Hand(service())
     hand.check("db", WARNING)
-    assert hand.condition().cause is Cause.FULL
+    assert hand.condition().cause is Cause.OVERLOADED
     hand.check("db", CheckResult(Verdict.WARNING, cause=Cause.READ_ONLY, summary="it takes no writes"))
     assert (hand.condition().cause, hand.condition().detail) == (Cause.READ_ONLY, "it takes no writes")
     hand.well("db")
@@ -152,7 +152,8 @@ def test_why_it_is_warned_of_is_known_as_long_as_it_is() -> None:
     hand.check("db", WARNING)
     hand.check("db", WARNING)
     now = hand.condition()
-    assert (now.state, now.reason, now.cause, now.detail) == (State.DEGRADED, "warning", Cause.FULL, "disk at 91 %")
+    assert (now.state, now.reason, now.cause) == (State.DEGRADED, "warning", Cause.OVERLOADED)
+    assert now.detail == "91 % of the slots"
     before = len(hand.records)
     hand.check("db", WARNING)
     assert len(hand.records) == before

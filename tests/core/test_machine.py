@@ -98,7 +98,7 @@ def test_there_is_nothing_to_reconnect_to_where_nothing_runs() -> None:
 
 def test_a_step_for_other_causes_is_passed_over() -> None:
     scaling = Step(action="scale_up", only_for=frozenset({Cause.OVERLOADED}))
-    assert machine.next_step(policy(scaling, RESTART), DOWN, Evidence(cause=Cause.FULL)) == 1
+    assert machine.next_step(policy(scaling, RESTART), DOWN, Evidence(cause=Cause.TIMEOUT)) == 1
     assert machine.next_step(policy(scaling, RESTART), DOWN, Evidence(cause=Cause.OVERLOADED)) == 0
 
 
@@ -115,6 +115,18 @@ def test_no_password_and_no_setting_is_cured_by_a_restart(cause: Cause) -> None:
     assert machine.next_step(policy(RESTART), DOWN, e) is None
     assert machine.next_step(policy(RESTART, PEOPLE), DOWN, e) == 1
     assert machine.next_step(policy(RECONNECT, RESTART), DOWN, e) == 0
+
+
+@pytest.mark.parametrize("cause", [Cause.STARTING, Cause.DNS, Cause.FULL, Cause.READ_ONLY])
+def test_a_restart_is_not_tried_on_what_it_does_not_cure_unless_a_step_names_it_or_nothing_runs(cause: Cause) -> None:
+    e = Evidence(cause=cause)
+    assert machine.next_step(policy(RESTART), DOWN, e) is None
+    assert machine.next_step(policy(RESTART, Step(action="failover")), DOWN, e) == 1
+    named = attrs.evolve(RESTART, only_for=frozenset({cause}))
+    assert machine.next_step(policy(named), DOWN, e) == 0
+    managed = policy(RESTART, has_workload=True)
+    for run, step in [(Run.RUNNING, None), (Run.EXITED, 0), (Run.ABSENT, 0)]:
+        assert machine.next_step(managed, DOWN, attrs.evolve(running(run), cause=cause)) == step
 
 
 # -- belief ---------------------------------------------------------------------------------------------------------

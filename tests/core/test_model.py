@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
+from selfheal.core.bounds import seconds
 from selfheal.core.model import (
     PASSING,
     Backoff,
@@ -32,7 +33,7 @@ from selfheal.core.model import (
     [
         (
             lambda: Policy(name="db", interval=0),
-            "interval: 0.0 is out of range; give a number from 0.05 to 3.16224e+07",
+            "interval: 0.0 is out of range; give a number from 0.05 to a year",
         ),
         (lambda: Policy(name="db", interval=nan), "interval: nan is out of range"),
         (lambda: Policy(name="db", interval=inf), "interval: inf is out of range"),
@@ -76,8 +77,6 @@ def test_a_window_may_be_as_strict_as_it_is_wide() -> None:
 
 
 def test_a_bound_without_an_end_is_said_as_at_least() -> None:
-    from selfheal.core.model import seconds
-
     cls = attrs.make_class("Thing", {"patience": seconds(1.0, 0.5, inf)})
     with pytest.raises(ValueError, match=r"patience: 0\.1 is out of range; give a number of at least 0\.5"):
         cls(0.1)

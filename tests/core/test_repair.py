@@ -711,13 +711,13 @@ def test_jitter_spreads_equal_services() -> None:
 
 def test_an_attempt_of_whose_remaining_steps_none_fits_any_more_is_over() -> None:
     """Else it would be held for the cause inside of an attempt, whose first steps do fit."""
-    only_full = Step(action="clean", only_for=frozenset({Cause.FULL}))
-    hand = Hand(service(steps=(RESTART, only_full)))
-    hand.act(result=failing(Cause.FULL))
+    only_busy = Step(action="scale_up", only_for=frozenset({Cause.OVERLOADED}))
+    hand = Hand(service(steps=(RESTART, only_busy)))
+    hand.act(result=failing(Cause.OVERLOADED))
     hand.finish()
-    hand.until_true(lambda: hand.state() is State.FAILED, result=failing(Cause.FULL))
+    hand.until_true(lambda: hand.state() is State.FAILED, result=failing(Cause.OVERLOADED))
     assert (hand.condition().in_attempt, hand.condition().cursor) == (True, 1)
-    hand.check()  # the disk is not full any more, and it is still down
+    hand.check()  # it is not busy any more, and it is still down
     assert (hand.condition().in_attempt, hand.condition().cursor, hand.reason()) == (False, 0, "backoff")
     hand.act()
     assert [one.action for one in hand.said(Intended)] == ["restart", "restart"]

@@ -70,7 +70,7 @@ def test_a_missing_database_is_not_a_fresh_start(files: Files) -> None:
 
 def test_a_missing_marker_is_not_a_fresh_start(files: Files) -> None:
     files.marker.unlink()
-    refused(files, JournalDamaged, r"no marker .*selfheal audit accept")
+    refused(files, JournalDamaged, r"no marker .*selfheal --state-dir .* audit accept")
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"format": 2, "id": "x", "stage": "made"}'])

@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from tests.broken import patience
 
 from selfheal import Service, Supervisor
 from selfheal.core.model import Backoff, Budget
@@ -86,7 +87,7 @@ class Heard:
 
     async def first(self, kind: str, *, within: float = 5.0, nth: int = 1, **fields: Any) -> Any:
         """Return the nth record of this kind with these fields, waiting for it."""
-        with anyio.move_on_after(within):
+        with anyio.move_on_after(within := patience(within)):
             while len(found := self.of(kind, **fields)) < nth:
                 await self._more.wait()
             return found[nth - 1]
@@ -94,7 +95,7 @@ class Heard:
 
     async def state(self, service: str, state: str, *, within: float = 5.0, nth: int = 1) -> Any:
         """Return the move of a service to a state, waiting for it."""
-        with anyio.move_on_after(within):
+        with anyio.move_on_after(within := patience(within)):
             while True:
                 found = [r for r in self.of("moved", service=service) if r.after.state == state]
                 entered = [r for r in found if r.before.state != state]
@@ -137,7 +138,7 @@ async def state_of(supervisor: Supervisor, service: str) -> dict[str, Any]:
 
 async def until(condition: Callable[[], object], *, within: float = 5.0, what: str = "it") -> float:
     """Wait for a condition; return how many seconds it took."""
-    began = time.monotonic()
+    began, within = time.monotonic(), patience(within)
     while not condition():
         if time.monotonic() - began > within:
             raise AssertionError(f"{what} did not happen within {within} s")
@@ -147,7 +148,7 @@ async def until(condition: Callable[[], object], *, within: float = 5.0, what: s
 
 async def until_state(supervisor: Supervisor, service: str, *states: str, within: float = 5.0) -> dict[str, Any]:
     """Wait until a service is in one of some states; return it as it is asked for."""
-    end = time.monotonic() + within
+    end = time.monotonic() + patience(within)
     while (answer := await state_of(supervisor, service))["state"] not in states:
         if time.monotonic() > end:
             raise AssertionError(f"{service} is {answer['state']} ({answer['reason']}), not {states}: {answer}")
@@ -157,7 +158,7 @@ async def until_state(supervisor: Supervisor, service: str, *states: str, within
 
 async def until_reason(supervisor: Supervisor, service: str, reason: str, *, within: float = 5.0) -> dict[str, Any]:
     """Wait until a service is held for some reason; return it as it is asked for."""
-    end = time.monotonic() + within
+    end = time.monotonic() + patience(within)
     while (answer := await state_of(supervisor, service))["reason"] != reason:
         if time.monotonic() > end:
             raise AssertionError(f"{service} is {answer['state']} ({answer['reason']}), not {reason}: {answer}")

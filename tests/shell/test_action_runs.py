@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import anyio
 import attrs
 import pytest
+from tests.broken import fails_when
 
 from selfheal import Service
 from selfheal.core.messages import ActionFinished, Event, RunAction
@@ -121,6 +122,18 @@ async def hands(
                 await made.loops.aclose(1.0)
             made.contexts.threads.close()
             tasks.cancel_scope.cancel()
+
+
+# -- what an action is told ------------------------------------------------------------------------------------------
+
+
+@fails_when("an action is given no check")
+async def test_s38_an_action_is_given_the_very_check_of_its_service_and_so_its_address() -> None:
+    asked: list[Any] = []
+    async with hands("mend", callbacks={("api", "mend"): lambda context: asked.append(context.check)}) as made:
+        made.run()
+        assert (await made.ending()).settled is Settled.DONE
+        assert asked == [made.actions.entries["api"].check]
 
 
 # -- the instance (law 17) -------------------------------------------------------------------------------------------

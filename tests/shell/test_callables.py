@@ -14,6 +14,7 @@ from functools import partial
 import anyio
 import anyio.lowlevel
 import pytest
+from tests.broken import fails_when
 
 from selfheal.core.model import PASSING, Cause, CheckResult, Verdict
 from selfheal.errors import SecretUnreadable
@@ -65,6 +66,7 @@ def returning(value: object) -> list[Callable[[], object]]:
     ]
 
 
+@fails_when("what a callable returns is never awaited")
 async def test_s06_every_way_of_being_asynchronous_is_awaited() -> None:
     for function in returning(False):
         result = await ask(function)
@@ -73,6 +75,7 @@ async def test_s06_every_way_of_being_asynchronous_is_awaited() -> None:
         assert await ask(function) is PASSING, function
 
 
+@fails_when("what is no result is a success")
 @pytest.mark.parametrize("value", ["down", "", None, 0, 1, {}, object])
 async def test_s05_any_other_value_is_inconclusive(value: object) -> None:
     for function in returning(value):
@@ -144,6 +147,7 @@ async def test_a_total_deadline_holds(function: Callable[[], object]) -> None:
     assert 0.09 <= checked.ended - checked.started < 0.25
 
 
+@fails_when("who blocks the host is not named")
 async def test_s15_a_callable_that_blocks_the_hosts_loop_is_reported_with_how_long_and_fails_its_deadline() -> None:
     async def blocks() -> bool:
         await anyio.lowlevel.checkpoint()
@@ -158,6 +162,7 @@ async def test_s15_a_callable_that_blocks_the_hosts_loop_is_reported_with_how_lo
     assert 0.28 < reports[0].seconds < 0.5
 
 
+@fails_when("every call has a thread of its own")
 async def test_s16_a_plain_callable_that_is_stuck_is_not_started_again() -> None:
     release, runs = threading.Event(), 0
 
@@ -167,12 +172,15 @@ async def test_s16_a_plain_callable_that_is_stuck_is_not_started_again() -> None
         return release.wait()
 
     async with running() as (callables, _):
-        await callables.check("stuck-app", stuck, timeout=0.05)
-        for _ in range(1000):
-            result = (await callables.check("stuck-app", stuck, timeout=0.05)).result
-        assert (result.verdict, result.cause) == (Verdict.FAILING, Cause.TIMEOUT)
-        assert (runs, [thread.name for thread in threading.enumerate()].count("selfheal-stuck-app")) == (1, 1)
-        release.set()
+        try:
+            await callables.check("stuck-app", stuck, timeout=0.05)
+            for _ in range(1000):
+                result = (await callables.check("stuck-app", stuck, timeout=0.05)).result
+                assert runs == 1
+            assert (result.verdict, result.cause) == (Verdict.FAILING, Cause.TIMEOUT)
+            assert [thread.name for thread in threading.enumerate()].count("selfheal-stuck-app") == 1
+        finally:
+            release.set()
         with anyio.fail_after(2.0):
             while (await callables.check("stuck-app", stuck, timeout=0.5)).result is not PASSING:
                 await anyio.sleep(0.005)

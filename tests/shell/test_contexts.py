@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+from tests.broken import fails_when
 
 from selfheal.core.model import Cause, Verdict
 from selfheal.shell.blocking import DaemonPool, ServiceThreads, StillStuck
@@ -164,6 +165,7 @@ async def test_what_a_blocking_function_raises_is_raised_at_the_await(problem: t
         assert (await loops.run("redis", make, timeout=1.0)).value == 0
 
 
+@fails_when("every call has a thread of its own")
 async def test_s16_a_stuck_sync_check_due_a_thousand_times_keeps_one_thread() -> None:
     release, runs = threading.Event(), 0
 
@@ -174,16 +176,18 @@ async def test_s16_a_stuck_sync_check_due_a_thousand_times_keeps_one_thread() ->
 
     async with running() as (loops, contexts, _):
         make = lambda: contexts.plain("stuck-redis", object(), 0.05).blocking(stuck)  # noqa: E731
-        assert (await loops.run("stuck-redis", make, timeout=0.05)).ending is Ending.TIMED_OUT
-        for _ in range(1000):
-            outcome = await loops.run("stuck-redis", make, timeout=0.05)
-            assert isinstance(outcome.error, StillStuck)
-        result = of_outcome(outcome, timeout=0.05)
-        assert (result.verdict, result.cause) == (Verdict.FAILING, Cause.TIMEOUT)
-        assert "has not come back" in result.summary
-        assert [thread.name for thread in threading.enumerate()].count("selfheal-stuck-redis") == 1
-        assert runs == 1
-        release.set()
+        try:
+            assert (await loops.run("stuck-redis", make, timeout=0.05)).ending is Ending.TIMED_OUT
+            for _ in range(1000):
+                outcome = await loops.run("stuck-redis", make, timeout=0.05)
+                assert isinstance(outcome.error, StillStuck)
+            result = of_outcome(outcome, timeout=0.05)
+            assert (result.verdict, result.cause) == (Verdict.FAILING, Cause.TIMEOUT)
+            assert "has not come back" in result.summary
+            assert [thread.name for thread in threading.enumerate()].count("selfheal-stuck-redis") == 1
+            assert runs == 1
+        finally:
+            release.set()
         with anyio.fail_after(1.0):
             while (await loops.run("stuck-redis", make, timeout=0.05)).ending is not Ending.VALUE:
                 await anyio.sleep(0.01)

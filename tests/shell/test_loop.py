@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from math import inf
+from random import Random
 from typing import Any
 
 import attrs
@@ -374,6 +375,26 @@ def test_a_little_late_is_no_doubt() -> None:
     time.sleep(0.1)
     world.loop.beat()
     assert [type(event) for event in world.engine.heard] == [TimePassed]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_how_late_it_was_is_that_of_the_last_minute(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Against a list of all there was; a wake-up is noticed at most once, so the clock is moved by hand."""
+    world, draw, now = World(), Random(seed), 1000.0
+    monkeypatch.setattr("selfheal.shell.loop.monotonic", lambda: now)
+    known: list[tuple[float, float]] = []
+    assert world.loop.lag == 0.0
+    for _ in range(400):
+        now += draw.choice((0.01, 0.3, 5.0, 20.0))
+        late = draw.choice((0.001, draw.uniform(0.0, 0.2)))
+        world.loop._lagged(now, late)
+        known.append((now, late))
+        assert len(world.loop._lags) <= 62
+        least = max((late for when, late in known if when >= now - 59.0), default=0.0)
+        most = max((late for when, late in known if when >= now - 60.0), default=0.0)
+        assert least <= world.loop.lag <= most
+    now += 62.0
+    assert world.loop.lag == 0.0
 
 
 def test_what_is_due_sooner_is_said_to_who_wakes_us() -> None:

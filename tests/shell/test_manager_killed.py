@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.broken import fails_when
 
 from selfheal.builtin import proc
 from selfheal.builtin.launch import Launcher
@@ -158,6 +159,7 @@ def test_g5_a_kill_at_any_moment_forgets_nothing_and_does_nothing_twice(manager:
     print(f"\n{backend}: {killed} kills, {len(intended)} intents, each ended once: {dict(said)}")
 
 
+@fails_when("what was decided is not read again")
 @pytest.mark.anyio
 async def test_s60_budget_backoff_and_incident_go_on_where_they_were(manager: Manager, anyio_backend: str) -> None:
     """Killed while it verifies an attempt: the attempt counts, the incident is the same, and its end is known."""
@@ -172,7 +174,7 @@ async def test_s60_budget_backoff_and_incident_go_on_where_they_were(manager: Ma
         running = again._running
         assert running is not None
         now = running.engine.ledger
-        assert now.spent["program"][: len(spent)] == spent
+        assert now.spent.get("program", ())[: len(spent)] == spent
         assert now.conditions["program"].incident == condition.incident
         assert (now.conditions["program"].attempt, now.conditions["program"].level) == (
             condition.attempt,

@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 import pytest
+from tests.broken import fails_when, patience
 
 from selfheal.shell.blocking import StillStuck
 from selfheal.shell.plugin_loop import PluginLoops, poke_here
@@ -31,7 +32,7 @@ async def running() -> AsyncIterator[tuple[PluginLoops, list[Report]]]:
     try:
         yield loops, reports
     finally:
-        await loops.aclose(2.0)
+        await loops.aclose(patience(2.0))
 
 
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
@@ -250,6 +251,7 @@ def blocks(seconds: float) -> Callable[[], Awaitable[object]]:
     return blocking_check
 
 
+@fails_when("nobody watches over the loop of plugins")
 @pytest.mark.real_time
 async def test_s15_a_blocking_check_meets_its_deadline_and_the_hosts_loop_does_not_notice() -> None:
     worst = 0.0
@@ -526,13 +528,14 @@ async def test_a_check_that_never_comes_back_costs_two_threads_at_most_and_closi
         release.set()
 
 
+@fails_when("a check waits for the one before")
 async def test_s14_six_hanging_checks_do_not_delay_a_seventh() -> None:
     heard: list[Outcome] = []
     async with running() as (loops, _):
         for number in range(6):
             loops.submit(f"hangs-{number}", never, timeout=10.0, done=heard.append)
         began = time.monotonic()
-        assert (await loops.run("seventh", answer, timeout=1.0)).value == "well"
+        assert (await loops.run("seventh", answer, timeout=0.5)).value == "well"
         assert time.monotonic() - began < 0.2
         assert not heard
 

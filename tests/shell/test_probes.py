@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import attrs
 import pytest
+from tests.broken import fails_when, patience
 
 from selfheal.builtin.wire_checks import HttpCheck, RedisPing, TcpCheck
 from selfheal.core.model import PASSING, Cause, CheckResult, Verdict
@@ -163,6 +164,7 @@ def test_latency_is_that_of_the_service(turned: Turned) -> None:
 # -- deadlines -------------------------------------------------------------------------------------------------------
 
 
+@fails_when("a check on the wire waits for the one before")
 @pytest.mark.real_time
 def test_s14_checks_that_hang_delay_nobody(turned: Turned) -> None:
     """Six hang, a seventh is due: it starts and ends on time."""
@@ -170,7 +172,10 @@ def test_s14_checks_that_hang_delay_nobody(turned: Turned) -> None:
         for _ in range(6):
             turned.runner.start(turned.runner.lane(RedisPing(url=f"redis://{mute}"), 3.0, None), monotonic())
         began = monotonic()
-        assert turned.run(RedisPing(url=f"redis://{well}")) is PASSING
+        seventh = turned.runner.lane(RedisPing(url=f"redis://{well}"), 2.0, None)
+        turned.runner.start(seventh, monotonic())
+        turned.turn(lambda: bool(turned.told), patience(5.0))
+        assert turned.told == [(seventh, PASSING)]
         assert monotonic() - began < 0.5
         turned.turn(lambda: len(turned.told) == 7)
         assert all(result.cause is Cause.TIMEOUT for _, result in turned.told[1:])
@@ -255,6 +260,7 @@ def is_free(port: int) -> bool:
         return True
 
 
+@fails_when("connections are left open")
 def test_s64_a_failing_check_leaves_no_connection_open(turned: Turned) -> None:
     """A thousand checks that fail after connecting, in every way."""
 
@@ -280,7 +286,8 @@ def test_s64_a_failing_check_leaves_no_connection_open(turned: Turned) -> None:
             turned.turn(lambda done=done: len(turned.told) == done)  # type: ignore[misc]
         assert turned.runner.connections == 0
         assert all(result.verdict is not Verdict.PASSING for _, result in turned.told)
-        turned.turn(lambda: descriptors() <= before)  # the server's own ends are closed by its threads
+        # The server's own ends are closed by its threads.
+        turned.turn(lambda: descriptors() <= before, patience(5.0))
 
 
 # -- talks that misbehave --------------------------------------------------------------------------------------------

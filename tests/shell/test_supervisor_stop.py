@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import anyio
 import attrs
 import pytest
+from tests.broken import fails_when
 
 from selfheal import Service, Supervisor
 from selfheal.builtin.process import ProcessWorkload
@@ -155,6 +156,7 @@ async def test_s35_an_action_under_way_at_the_stop_is_recorded_as_interrupted(tm
     assert [(record.settled, record.detail) for record in ended] == [(Settled.INTERRUPTED, "selfheal was stopped")]
 
 
+@fails_when("a start uses an attempt")
 async def test_s35_a_stop_during_backoff_spends_nothing_and_goes_on_afterwards(tmp_path: Path) -> None:
     check, cures = Switch(False), list[str]()
     backoff = Backoff(initial=30.0, cap=30.0, jitter=0.0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from tests.broken import fails_when
 
 from selfheal import Cause, CheckResult, Supervisor, Verdict, requests
 from selfheal.errors import RequestRefused
@@ -105,6 +106,7 @@ async def test_what_is_streamed_is_what_is_stored(tmp_path: Path) -> None:
             assert {**record, "time": ""} == {**by_seq[record["seq"]], "time": ""}
 
 
+@fails_when("only passes have a time")
 async def test_s11_the_last_check_is_the_last_one_also_when_it_failed() -> None:
     check = Switch(False)
     async with Supervisor([quick("api", check=check)], journal=None) as supervisor:
@@ -112,12 +114,14 @@ async def test_s11_the_last_check_is_the_last_one_also_when_it_failed() -> None:
         calls = check.calls
         await until(lambda: check.calls > calls + 2, what="further checks")
         after = await state_of(supervisor, "api")
+        assert first["last_check"] is not None
         assert first["last_check"] < after["last_check"]
         assert after["last_verdict"] == "failing"
         late = datetime.now(UTC) - datetime.fromisoformat(after["last_check"])
         assert abs(late.total_seconds()) < 1.0
 
 
+@fails_when("one failure is enough")
 async def test_s48_blips_below_the_threshold_are_no_recoveries(tmp_path: Path) -> None:
     check = Switch()
     service = quick("api", check=check, failure_threshold=50, recheck=0.1)
@@ -134,6 +138,7 @@ async def test_s48_blips_below_the_threshold_are_no_recoveries(tmp_path: Path) -
     assert (api["incidents"], api["recovered"], api["healed_by_itself"]) == (0, 0, 0)
 
 
+@fails_when("incidents never close")
 async def test_s49_a_failed_recovery_that_heals_by_itself_is_one_incident_with_one_outcome(tmp_path: Path) -> None:
     check, workload = Switch(), ScriptedWorkload(script=(RuntimeError("no"),))
     service = quick("api", check=check, workload=workload, recovery_actions=RESTART)
@@ -152,6 +157,7 @@ async def test_s49_a_failed_recovery_that_heals_by_itself_is_one_incident_with_o
     assert api["recovered"] + api["healed_by_itself"] == 1
 
 
+@fails_when("numbers are written as words", "checks are not counted")
 async def test_s50_the_metrics_are_real_numbers_in_the_exposition_format(tmp_path: Path) -> None:
     outage = Outage(tmp_path / "selfheal.db")
     async with outage.supervisor as supervisor, hearing(supervisor) as heard:
@@ -167,10 +173,14 @@ async def test_s50_the_metrics_are_real_numbers_in_the_exposition_format(tmp_pat
     assert 'selfheal_service_state{service="api",state="healthy"} 1' in text
 
 
+@fails_when("what was never measured took a minute")
 async def test_s51_without_history_a_number_is_null_and_no_guess(tmp_path: Path) -> None:
     async with Supervisor([quick("api", check=Switch())], journal=tmp_path / "selfheal.db") as supervisor:
         await until_state(supervisor, "api", "healthy")
-        statistics = await supervisor.ask("statistics")
+        with anyio.fail_after(5):
+            # It is counted as soon as it is stored, which sets no event.
+            while not (statistics := await supervisor.ask("statistics"))["services"]:  # noqa: ASYNC110
+                await anyio.sleep(0.02)
         for service in statistics["services"].values():
             assert service["median_recovery_seconds"] is None
             assert service["p90_recovery_seconds"] is None
@@ -178,6 +188,7 @@ async def test_s51_without_history_a_number_is_null_and_no_guess(tmp_path: Path)
         assert await supervisor.ask("incidents") == []
 
 
+@fails_when("a refusal shows where it was made")
 async def test_s54_a_refusal_says_what_was_wrong_and_nothing_of_our_inside() -> None:
     async with Supervisor([quick("api", check=Switch())], journal=None) as supervisor:
         wrong: list[tuple[str, dict[str, Any], str]] = [
@@ -199,6 +210,7 @@ async def test_s54_a_refusal_says_what_was_wrong_and_nothing_of_our_inside() -> 
             assert "selfheal." not in str(refused.value)
 
 
+@fails_when("alerts vanish")
 async def test_s56_an_alert_that_came_and_went_is_in_the_history(tmp_path: Path) -> None:
     outage = Outage(tmp_path / "selfheal.db")
     async with outage.supervisor as supervisor, hearing(supervisor) as heard:
@@ -210,6 +222,7 @@ async def test_s56_an_alert_that_came_and_went_is_in_the_history(tmp_path: Path)
         assert all(alert["resolved"] is not None and alert["opened"] <= alert["resolved"] for alert in ever)
 
 
+@fails_when("what a request does not know is dropped")
 async def test_s52_the_service_of_an_act_is_the_one_that_was_named() -> None:
     outage = Outage(None)
     async with outage.supervisor as supervisor:

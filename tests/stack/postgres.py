@@ -211,6 +211,17 @@ class Server:
                 os.kill(pid, signal.SIGCONT)
         self._frozen = []
 
+    def limit(self, **limits: str | int) -> None:
+        """Set limits of its postmaster, which new backends have from it, as prlimit names them; hard ones stay."""
+        told = [f"--{name}={value}:" for name, value in limits.items()]
+        run("prlimit", "--pid", str(self.pid), *told, cwd=self.folder)
+
+    @property
+    def address_space(self) -> int:
+        """How many bytes of address space its postmaster has."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmSize")) * 1024
+
     def close(self) -> None:
         """End it, whatever it is doing, and remove its folder."""
         self.thaw()

@@ -1,6 +1,7 @@
 """Applications of several frameworks that mount the HTTP API, as their documentation says; for real servers to serve.
 
-`FLEET_FOLDER` is where the journal lies; with `FORGET` the host is not given the lifespan.
+`FLEET_FOLDER` is where the journal lies; with `FORGET` the host is not given the lifespan,
+with `OFTEN` people may act often.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tests.stack.starlette import PREFIX, Fleet
+from tests.stack.starlette import MANY, PREFIX, Fleet
 
 from selfheal import Supervisor
 from selfheal_starlette import recovery_app
@@ -32,9 +33,8 @@ def starlette_app() -> Any:
     from starlette.routing import Mount
 
     supervisor = fleet()
-    return Starlette(
-        routes=[Mount(PREFIX, app=recovery_app(supervisor))], lifespan=supervisor.lifespan if remembered() else None
-    )
+    app = recovery_app(supervisor, rates=MANY if "OFTEN" in os.environ else None)
+    return Starlette(routes=[Mount(PREFIX, app=app)], lifespan=supervisor.lifespan if remembered() else None)
 
 
 def fastapi_app() -> Any:

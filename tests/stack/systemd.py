@@ -62,6 +62,16 @@ done
 """`MainPID` comes before `ControlGroup` in what systemctl shows."""
 
 
+SLOW = """#!/bin/sh
+case " $* " in
+*" restart "*)
+    touch {folder}/asking
+    until test -e {folder}/go -o -e {folder}/drop; do sleep 0.02; done
+    test ! -e {folder}/drop || exit 1 ;;
+esac
+exec {real} "$@"
+"""
+
 TIDY = """
 for unit; do
     test "$(systemctl show --property=FreezerState --value "$unit")" = running || systemctl thaw "$unit"
@@ -305,6 +315,17 @@ def booted(*binds: Path) -> Iterator[Systemd]:
         yield one
     finally:
         one.remove()
+
+
+def on_the_way(systemd: Systemd, folder: Path) -> Path:
+    """Write a `systemctl` whose orders to restart take their time, as on a crowded bus; return its folder.
+
+    `asking` is there once it has been told to, `go` lets it ask systemd, and `drop` ends it before it does.
+    """
+    program = folder / "systemctl"
+    program.write_text(SLOW.format(folder=folder, real=systemd.programs() / "systemctl"))
+    program.chmod(0o755)
+    return folder
 
 
 def _require_root() -> None:

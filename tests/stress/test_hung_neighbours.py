@@ -13,9 +13,10 @@ import anyio
 import attrs
 import pytest
 
-from selfheal import CheckContext, CheckResult, Service, Supervisor
+from selfheal import CheckContext, CheckResult, Secret, Service, Supervisor
 from selfheal.builtin.wire_checks import HttpCheck
 from selfheal.core.model import PASSING
+from selfheal.loading import load_plugins
 from selfheal.testing.servers import hang
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
@@ -71,14 +72,34 @@ class Ill:
     """How fifty services hang."""
 
     name: str
-    make: Callable[[str, threading.Event], Any]
+    make: Callable[[str, threading.Event, int], Any]
+    deep: bool = False
+
+
+PASSWORD: Final = Secret("hunter2-canary-51d2e8")
+
+DEEP: Final[dict[str, dict[str, Any]]] = {
+    "minio": {"url": "http://{}", "access_key": "watcher", "secret_key": PASSWORD, "bucket": "things"},
+    "neo4j": {"uri": "bolt://{}", "password": PASSWORD},
+    "postgres": {"url": "postgresql://watcher@{}/postgres", "password": PASSWORD},
+    "redis": {"url": "redis://{}", "password": PASSWORD},
+    "weaviate": {"url": "http://{}", "api_key": PASSWORD, "write_probe": True},
+}
+"""kind -> options of a check that looks deep, where a driver is used for it; `{}` is the address."""
+
+
+def _deep(address: str, over: threading.Event, number: int) -> Any:
+    kind = sorted(DEEP)[number % len(DEEP)]
+    options = {name: value.format(address) if name in ("url", "uri") else value for name, value in DEEP[kind].items()}
+    return load_plugins([kind]).checks[kind](**options)
 
 
 WAYS: Final = [
-    Ill(name="on the wire", make=lambda address, over: HttpCheck(url=f"http://{address}/")),
-    Ill(name="in a coroutine", make=lambda address, over: Hangs()),
-    Ill(name="in a thread", make=lambda address, over: Blocks(over=over)),
-    Ill(name="in the application", make=lambda address, over: lambda: over.wait(60.0)),
+    Ill(name="on the wire", make=lambda address, over, number: HttpCheck(url=f"http://{address}/")),
+    Ill(name="in a coroutine", make=lambda address, over, number: Hangs()),
+    Ill(name="in a thread", make=lambda address, over, number: Blocks(over=over)),
+    Ill(name="in the application", make=lambda address, over, number: lambda: over.wait(60.0)),
+    Ill(name="in the drivers of five kinds", make=_deep, deep=True),
 ]
 
 
@@ -87,7 +108,9 @@ async def test_s14_a_healthy_service_beside_fifty_hung_ones_is_checked_on_time(w
     over, noted = threading.Event(), (Well(), Well(blocking=True))
     options: dict[str, Any] = {"interval": INTERVAL, "timeout": 0.2, "recheck": INTERVAL, "jitter": 0.1}
     with hang() as address:
-        services = [Service(f"ill-{n}", check=way.make(address, over), **options) for n in range(HUNG)]
+        services = [
+            Service(f"ill-{n}", check=way.make(address, over, n), deep=way.deep, **options) for n in range(HUNG)
+        ]
         services += [Service(f"well-{n}", check=check, **options) for n, check in enumerate(noted)]
         try:
             async with Supervisor(services, journal=None) as supervisor:

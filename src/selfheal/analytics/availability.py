@@ -8,7 +8,7 @@ closed outages hides, how a blend of ratios forecasts) are of public outage hist
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from math import inf
 from typing import Any, Final
@@ -50,46 +50,64 @@ class Availability:
 
 def availability(lived: Lived, since: float, until: float) -> Availability:
     """Return how a service did from `since` to `until`."""
-    enabled = lived.enabled.within(since, until)
-    planned = (lived.planned & enabled).seconds
-    observed = lived.observed.within(since, until)
-    down = (observed & lived.down).seconds
-    unplanned = enabled.seconds - planned
-    return Availability(
-        enabled=enabled.seconds,
-        observed=observed.seconds,
-        down=down,
-        degraded=(observed & lived.degraded).seconds,
-        planned=planned,
-        uptime=1.0 - down / observed.seconds if observed.seconds > 0 else None,
-        coverage=observed.seconds / unplanned if unplanned > 0 else None,
+    return summed(
+        enabled=lived.enabled.seconds_within(since, until),
+        observed=lived.observed.seconds_within(since, until),
+        down=lived.fallen.seconds_within(since, until),
+        degraded=lived.warned.seconds_within(since, until),
+        planned=lived.excused.seconds_within(since, until),
     )
 
 
-def daily(lived: Lived, until: float, wall: float, days: int) -> list[dict[str, Any]]:
-    """Return how each of the last `days` days went, oldest first; days are of UTC, and the last ends with `until`.
+def summed(*, enabled: float, observed: float, down: float, degraded: float, planned: float) -> Availability:
+    """Return what follows from these seconds."""
+    unplanned = enabled - planned
+    return Availability(
+        enabled=enabled,
+        observed=observed,
+        down=down,
+        degraded=degraded,
+        planned=planned,
+        uptime=1.0 - down / observed if observed > 0 else None,
+        coverage=observed / unplanned if unplanned > 0 else None,
+    )
 
-    `wall` is the UNIX time of `until`. A day before the first of which anything is known is left out; in the others,
-    seconds that are in none of the four were not observed.
+
+@attrs.frozen
+class Days:
+    """The last days of UTC, oldest first; the last ends with the instant they were made for."""
+
+    edges: tuple[float, ...]
+    dates: tuple[str, ...]
+
+    @classmethod
+    def until(cls, until: float, wall: float, days: int) -> Days:
+        """Return the last `days` days (1 or more). `wall` is the UNIX time of `until`, which is journal time."""
+        midnight = until - wall % DAY
+        begins = tuple(midnight - back * DAY for back in range(days - 1, -1, -1))
+        dates = (datetime.fromtimestamp(wall - (until - since), UTC).date().isoformat() for since in begins)
+        return cls((*begins, until), tuple(dates))
+
+
+def daily(lived: Lived, days: Days) -> list[dict[str, Any]]:
+    """Return how each of some days went.
+
+    A day before the first of which anything is known is left out; in the others, seconds that are in none of the four
+    were not observed.
     """
     known = min((since for since, _ in lived.enabled), default=inf)
-    midnight = until - wall % DAY
-    found = []
-    for back in range(days - 1, -1, -1):
-        since, end = midnight - back * DAY, min(until, midnight - back * DAY + DAY)
-        if end <= known:
-            continue
-        day = availability(lived, since, end)
-        found.append(
-            {
-                "date": datetime.fromtimestamp(wall - (until - since), UTC).date().isoformat(),
-                "observed_seconds": day.observed,
-                "down_seconds": day.down,
-                "degraded_seconds": day.degraded,
-                "planned_seconds": day.planned,
-            }
-        )
-    return found
+    columns = [part.parts(days.edges) for part in (lived.observed, lived.fallen, lived.warned, lived.excused)]
+    return [
+        {
+            "date": date,
+            "observed_seconds": observed,
+            "down_seconds": down,
+            "degraded_seconds": degraded,
+            "planned_seconds": planned,
+        }
+        for end, date, observed, down, degraded, planned in zip(days.edges[1:], days.dates, *columns, strict=True)
+        if end > known
+    ]
 
 
 def quantile(durations: Iterable[float], still: Iterable[float], share: float) -> float | None:
@@ -126,14 +144,18 @@ def reliability(weeks: Sequence[tuple[float, bool]], fleet: float | None) -> flo
 
 def weeks(lived: Lived, until: float, target: float = TARGET) -> list[tuple[float, bool]]:
     """Return (age, whether it met the target) of every week back from `until` of which enough was observed."""
-    found: list[tuple[float, bool]] = []
     first = min((since for since, _ in lived.enabled), default=inf)
-    end = until
-    while end - WEEK >= first - DAY:  # a week that lacks its first hours is one too
-        week = availability(lived, end - WEEK, end)
-        if week.uptime is not None and week.observed + week.planned >= ENOUGH * WEEK:
-            found.append((until - end, week.uptime >= target))
-        end -= WEEK
+    edges = [until]
+    while edges[-1] - WEEK >= first - DAY:  # a week that lacks its first hours is one too
+        edges.append(edges[-1] - WEEK)
+    edges.reverse()
+    columns = (part.parts(edges) for part in (lived.observed, lived.fallen, lived.excused))
+    found = [
+        (until - end, 1.0 - down / observed >= target)
+        for end, observed, down, planned in zip(edges[1:], *columns, strict=True)
+        if observed > 0 and observed + planned >= ENOUGH * WEEK
+    ]
+    found.reverse()
     return found
 
 
@@ -151,27 +173,69 @@ def _weighed(weeks: Iterable[tuple[float, bool]]) -> tuple[float, float]:
 
 def numbers(
     lived: Lived, repairs: Iterable[Repair], *, since: float, until: float, score: float | None = None
-) -> Mapping[str, Any]:
-    """Return everything that is counted of one service in a window, under the names of the public answer."""
-    time = availability(lived, since, until)
-    failures = [failure for failure in lived.failures if since <= failure.began < until]
-    up = time.observed - time.down
-    return {
-        "window_seconds": until - since,
-        "observed_seconds": time.observed,
-        "coverage": time.coverage,
-        "uptime_percentage": None if time.uptime is None else 100.0 * time.uptime,
-        "down_seconds": time.down,
-        "degraded_seconds": time.degraded,
-        "planned_seconds": time.planned,
-        **_failed(failures, up, until),
-        **_repaired(failures, until),
-        "actions": _acted([repair for repair in repairs if since <= repair.began < until]),
-        "reliability_score": score,
-    }
+) -> Numbers:
+    """Return everything that is counted of one service in a window."""
+    return Numbers(
+        time=availability(lived, since, until),
+        failures=[failure for failure in lived.failures if since <= failure.began < until],
+        repairs=[repair for repair in repairs if since <= repair.began < until],
+        since=since,
+        until=until,
+        score=score,
+    )
 
 
-def _failed(failures: Sequence[Failure], up: float, until: float) -> dict[str, Any]:
+@attrs.frozen(kw_only=True)
+class Numbers:
+    """What is counted of a service, or of several, in a window of journal time."""
+
+    time: Availability
+    failures: Sequence[Failure]
+    repairs: Sequence[Repair]
+    since: float
+    until: float
+    score: float | None = None
+
+    @classmethod
+    def together(cls, some: Sequence[Numbers], *, since: float, until: float, score: float | None) -> Numbers:
+        """Return what is counted of several services: their times added up, their failures and steps as one list."""
+        times = [one.time for one in some]
+        return cls(
+            time=summed(
+                enabled=sum(time.enabled for time in times),
+                observed=sum(time.observed for time in times),
+                down=sum(time.down for time in times),
+                degraded=sum(time.degraded for time in times),
+                planned=sum(time.planned for time in times),
+            ),
+            failures=[failure for one in some for failure in one.failures],
+            repairs=[repair for one in some for repair in one.repairs],
+            since=since,
+            until=until,
+            score=score,
+        )
+
+    def shape(self) -> dict[str, Any]:
+        """Return them under the names of the public answer."""
+        time, until = self.time, self.until
+        up = time.observed - time.down
+        return {
+            "window_seconds": until - self.since,
+            "observed_seconds": time.observed,
+            "coverage": time.coverage,
+            "uptime_percentage": None if time.uptime is None else 100.0 * time.uptime,
+            "down_seconds": time.down,
+            "degraded_seconds": time.degraded,
+            "planned_seconds": time.planned,
+            **_failed(self.failures, up),
+            **_repaired(self.failures, until),
+            "steps": _counted(self.repairs),
+            "actions": _acted(self.repairs),
+            "reliability_score": self.score,
+        }
+
+
+def _failed(failures: Sequence[Failure], up: float) -> dict[str, Any]:
     detections = sorted(failure.confirmed - failure.began for failure in failures)
     causes = Counter(failure.cause.value if failure.cause is not None else "unknown" for failure in failures)
     return {
@@ -203,14 +267,18 @@ def _repaired(failures: Sequence[Failure], until: float) -> dict[str, Any]:
 
 
 def _acted(repairs: Sequence[Repair]) -> dict[str, Any]:
-    shown: dict[str, Any] = {}
-    for action in dict.fromkeys(repair.action for repair in repairs):
-        outcomes = Counter(repair.outcome for repair in repairs if repair.action == action)
-        won, lost = outcomes[Outcome.SUCCESS], outcomes[Outcome.FAILURE]
-        shown[action] = {
-            "taken": outcomes.total(),
-            "success": won,
-            "failure": lost,
-            "success_rate": won / (won + lost) if won + lost else None,
-        }
-    return shown
+    by_action: dict[str, list[Repair]] = {}
+    for repair in repairs:
+        by_action.setdefault(repair.action, []).append(repair)
+    return {action: _counted(some) for action, some in by_action.items()}
+
+
+def _counted(repairs: Sequence[Repair]) -> dict[str, Any]:
+    outcomes = Counter(repair.outcome for repair in repairs)
+    won, lost = outcomes[Outcome.SUCCESS], outcomes[Outcome.FAILURE]
+    return {
+        "taken": len(repairs),
+        "success": won,
+        "failure": lost,
+        "success_rate": won / (won + lost) if won + lost else None,
+    }

@@ -63,15 +63,17 @@ class Repairs:
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.all: list[Repair] = []
+        self.of: dict[str, list[Repair]] = {}
+        """The same, by service."""
         self._open: dict[str, Repair] = {}
         for record in records:
             self.take(record)
 
-    def take(self, record: Record) -> None:
-        """Take in the next record; one of a kind that is not in `KINDS` changes nothing."""
+    def take(self, record: Record) -> Repair | None:
+        """Take in the next record, and return the step whose end it is; one of another kind changes nothing."""
         match record:
             case Intended():
-                self._decide(record.service, Outcome.FAILURE, record.at)
+                over = self._decide(record.service, Outcome.FAILURE, record.at)
                 repair = Repair(
                     service=record.service,
                     incident=record.incident,
@@ -82,26 +84,31 @@ class Repairs:
                     actor=record.actor,
                 )
                 self.all.append(repair)
+                self.of.setdefault(record.service, []).append(repair)
                 self._open[record.service] = repair
+                return over
             case Ended() if record.service in self._open:
                 self._open[record.service].settled = record.settled
                 if (outcome := _MEETS_NOBODY.get(record.settled)) is not None:
-                    self._decide(record.service, outcome, record.at)
+                    return self._decide(record.service, outcome, record.at)
             case Moved() if record.service in self._open:
-                self._moved(record)
+                return self._moved(record)
             case _:
                 pass
+        return None
 
-    def _moved(self, record: Moved) -> None:
+    def _moved(self, record: Moved) -> Repair | None:
         before, after = record.before.state, record.after.state
         if after in WELL:
-            self._decide(record.service, Outcome.SUCCESS, record.at)
-        elif before is State.RECOVERING and after is State.FAILED:
-            self._decide(record.service, Outcome.FAILURE, record.at)
-        elif after in (State.DISABLED, State.UNKNOWN):
-            self._decide(record.service, Outcome.UNKNOWN, record.at)
+            return self._decide(record.service, Outcome.SUCCESS, record.at)
+        if before is State.RECOVERING and after is State.FAILED:
+            return self._decide(record.service, Outcome.FAILURE, record.at)
+        if after in (State.DISABLED, State.UNKNOWN):
+            return self._decide(record.service, Outcome.UNKNOWN, record.at)
+        return None
 
-    def _decide(self, service: str, outcome: Outcome, at: float) -> None:
+    def _decide(self, service: str, outcome: Outcome, at: float) -> Repair | None:
         repair = self._open.pop(service, None)
         if repair is not None:
             repair.outcome, repair.ended = outcome, at
+        return repair

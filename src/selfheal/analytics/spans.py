@@ -6,12 +6,17 @@ operation is one walk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from math import inf
+from operator import itemgetter
 from typing import Final, TypeAlias
 
 Stretch: TypeAlias = tuple[float, float]
 """From, to."""
+
+_END: Final = itemgetter(1)
 
 
 class Spans:
@@ -65,6 +70,25 @@ class Spans:
     def seconds(self) -> float:
         """How long it is in all."""
         return sum(until - since for since, until in self._stretches)
+
+    def parts(self, edges: Sequence[float]) -> list[float]:
+        """Return how long it is between each edge and the next, in seconds; `edges` rise."""
+        stretches, found = self._stretches, []
+        place = bisect_right(stretches, edges[0], key=_END) if edges else 0
+        for since, until in pairwise(edges):
+            seconds = 0.0
+            while place < len(stretches) and stretches[place][0] < until:
+                begin, end = stretches[place]
+                seconds += min(end, until) - max(begin, since)
+                if end > until:
+                    break  # it goes on in the next part
+                place += 1
+            found.append(seconds)
+        return found
+
+    def seconds_within(self, since: float, until: float) -> float:
+        """Return how long the part from `since` to before `until` is."""
+        return self.parts((since, until))[0] if since < until else 0.0
 
 
 ALWAYS: Final = Spans([(-inf, inf)])

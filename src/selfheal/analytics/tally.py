@@ -9,17 +9,27 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Final
+from math import inf
+from typing import Any, Final
 
 import attrs
 
 from selfheal.analytics import repairs, timeline
-from selfheal.analytics.availability import availability
-from selfheal.analytics.repairs import Outcome, Repairs
-from selfheal.analytics.timeline import Timelines
-from selfheal.core.records import Record
+from selfheal.analytics.availability import (
+    Days,
+    Numbers,
+    availability,
+    daily,
+    fleet_share,
+    numbers,
+    reliability,
+    weeks,
+)
+from selfheal.analytics.repairs import Outcome, Repair, Repairs
+from selfheal.analytics.timeline import Lived, Timelines
+from selfheal.core.records import IncidentOpened, Record
 
-KINDS: Final = tuple(sorted({*timeline.KINDS, *repairs.KINDS}))
+KINDS: Final = tuple(sorted({*timeline.KINDS, *repairs.KINDS, "incident_opened"}))
 """The records that are counted."""
 
 BOUNDS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
@@ -64,13 +74,15 @@ class _Standing:
 
 
 class Tally:
-    """Folds records, in their order, into the numbers of a scrape."""
+    """Folds records, in their order, into the numbers of a scrape and of the statistics."""
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self._lives = Timelines()
         self._steps = Repairs()
+        self._incidents: dict[int, float] = {}
         self._attempts: Counter[tuple[str, str, str]] = Counter()
         self._durations: dict[tuple[str, str], Durations] = {}
+        self._lived: dict[str, Lived] = {}
         self._standings: dict[str, _Standing] = {}
         for record in records:
             self.take(record)
@@ -85,16 +97,78 @@ class Tally:
         """By service and action, how long it was from the intent of a step until checks proved the service well."""
         return self._durations
 
+    @property
+    def at(self) -> float:
+        """When the last record was, in journal time."""
+        return self._lives.at
+
     def take(self, record: Record) -> None:
         """Take in the next record; one of a kind that is not in `KINDS` only moves the time."""
         self._lives.take(record)
-        self._steps.take(record)
-        if record.kind in repairs.KINDS:
-            self._count()
+        over = self._steps.take(record)
+        if over is not None:
+            self._count(over)
+        if isinstance(record, IncidentOpened):
+            self._incidents.setdefault(record.incident.number, record.at)
         if record.kind in _ALL:
+            self._lived.clear()
             self._standings.clear()
         elif record.kind in timeline.KINDS:
-            self._standings.pop(getattr(record, "service", ""), None)
+            service = getattr(record, "service", "")
+            self._lived.pop(service, None)
+            self._standings.pop(service, None)
+
+    def lived(self, service: str) -> Lived:
+        """Return how the time of a service divides, what lasts without an end. Raises `KeyError`."""
+        known = self._lived.get(service)
+        if known is None:
+            known = self._lived[service] = self._lives.lived(service, inf)
+        return known
+
+    # -- a window ------------------------------------------------------------------------------------------------------
+
+    def statistics(
+        self, *, until: float, wall: float, service: str | None = None, window: float | None = None, days: int = 0
+    ) -> dict[str, Any]:
+        """Return the numbers of every service, or of one, and of all together.
+
+        `until` is where the journal ends, in journal time, and `wall` its UNIX time; `window` is how many seconds
+        before it are looked at, all by default. With `days` it is also said how each of the last so many days went.
+        Raises `KeyError` for a service that was never heard of.
+        """
+        until = max(until, self._lives.at)
+        began = self._lives.began if self._lives.began is not None else until
+        since = began if window is None else max(began, until - window)
+        if service is not None:
+            self.lived(service)
+        met = {name: weeks(self.lived(name), until) for name in self._lives.services}
+        share = fleet_share(met.values())
+        found = {
+            name: numbers(
+                self.lived(name),
+                self._steps.of.get(name, ()),
+                since=since,
+                until=until,
+                score=reliability(met[name], share),
+            )
+            for name in self._lives.services
+            if service in (None, name)
+        }
+        services = {name: one.shape() for name, one in found.items()}
+        if days:
+            calendar = Days.until(until, wall, days)
+            for name, shown in services.items():
+                shown["days"] = daily(self.lived(name), calendar)
+        answer: dict[str, Any] = {
+            "incidents": sum(since <= at <= until for at in self._incidents.values()),
+            "window_seconds": until - since,
+        }
+        if service is None:
+            score = None if share is None else 100.0 * share
+            answer["fleet"] = Numbers.together(list(found.values()), since=since, until=until, score=score).shape()
+        return {**answer, "services": services}
+
+    # -- all time ------------------------------------------------------------------------------------------------------
 
     def uptime(self, service: str, at: float) -> float | None:
         """Return the share of its observed time that a service was up, from its first record to the instant `at`.
@@ -109,7 +183,7 @@ class Tally:
 
     def _stand(self, service: str, at: float) -> _Standing:
         began = self._lives.began or 0.0
-        lived = self._lives.lived(service, at + 1.0)
+        lived = self.lived(service)
         so_far, next_second = availability(lived, began, at), availability(lived, at, at + 1.0)
         return _Standing(
             at=at,
@@ -119,14 +193,9 @@ class Tally:
             falling=next_second.down > 0.5,
         )
 
-    def _count(self) -> None:
-        """Count the steps whose end is known by now; what is counted is forgotten."""
-        over = [step for step in self._steps.all if step.outcome is not None]
-        if not over:
-            return
-        self._steps.all = [step for step in self._steps.all if step.outcome is None]
-        for step in over:
-            assert step.outcome is not None
-            self._attempts[step.service, step.action, step.outcome.value] += 1
-            if step.outcome is Outcome.SUCCESS and step.seconds is not None:
-                self._durations.setdefault((step.service, step.action), Durations()).add(step.seconds)
+    def _count(self, step: Repair) -> None:
+        """Count a step whose end is known by now."""
+        assert step.outcome is not None
+        self._attempts[step.service, step.action, step.outcome.value] += 1
+        if step.outcome is Outcome.SUCCESS and step.seconds is not None:
+            self._durations.setdefault((step.service, step.action), Durations()).add(step.seconds)

@@ -17,7 +17,7 @@ maintenances as outages would have added 74 % of downtime.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import attrs
@@ -94,19 +94,38 @@ class _Stretches:
 
 @attrs.frozen(kw_only=True)
 class Lived:
-    """How the time of one service divides, up to the moment it was asked for."""
+    """How the time of one service divides, up to the moment it was asked for; what goes on without an end has none.
+
+    `observed` is the only time that counts; `fallen` and `warned` are the parts of it that it was down and degraded,
+    `excused` the planned part of the time it was enabled.
+    """
 
     enabled: Spans
     blind: Spans
     planned: Spans
     down: Spans
     degraded: Spans
-    failures: tuple[Failure, ...] = ()
+    failures: Sequence[Failure] = ()
+    observed: Spans = attrs.field(init=False)
+    fallen: Spans = attrs.field(init=False)
+    warned: Spans = attrs.field(init=False)
+    excused: Spans = attrs.field(init=False)
 
-    @property
-    def observed(self) -> Spans:
-        """The only time that counts."""
+    @observed.default
+    def _observed(self) -> Spans:
         return self.enabled - self.blind - self.planned
+
+    @fallen.default
+    def _fallen(self) -> Spans:
+        return self.observed & self.down
+
+    @warned.default
+    def _warned(self) -> Spans:
+        return self.observed & self.degraded
+
+    @excused.default
+    def _excused(self) -> Spans:
+        return self.planned & self.enabled
 
 
 @attrs.define
@@ -129,6 +148,7 @@ class Timelines:
         self._services: dict[str, _Service] = {}
         self._away: list[Stretch] = []
         self._canary = _Stretches()
+        self._nobody: tuple[float, Spans] | None = None
         self._maintenance: dict[str, Suppression] = {}
         self.began: float | None = None
         self.at = 0.0
@@ -148,8 +168,10 @@ class Timelines:
         match record:
             case Resumed(at=at, away=seconds) | Doubted(at=at, late=seconds):
                 self._away.append((at - seconds, at))
+                self._nobody = None
             case HoldChanged(hold="canary", on=on, at=at):
                 self._canary.set(on, at)
+                self._nobody = None
             case FleetSet():
                 self._fleet(record)
             case Moved():
@@ -164,12 +186,16 @@ class Timelines:
                 pass
 
     def lived(self, service: str, end: float) -> Lived:
-        """Return how the time of a service divides up to `end`. Raises `KeyError` for one that was never heard of."""
+        """Return how the time of a service divides up to `end`, which may be `inf`: then what lasts has no end.
+
+        Raises `KeyError` for one that was never heard of.
+        """
         one = self._services[service]
-        away = Spans(self._away) | self._canary.until(end)
+        if self._nobody is None or self._nobody[0] != end:
+            self._nobody = (end, Spans(self._away) | self._canary.until(end))
         return Lived(
             enabled=one.enabled.until(end),
-            blind=away | one.blind.until(end),
+            blind=self._nobody[1] | one.blind.until(end),
             planned=one.planned.until(end),
             down=one.down.until(end),
             degraded=one.degraded.until(end),

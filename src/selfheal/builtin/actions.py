@@ -7,17 +7,26 @@ whether the service is well again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 from urllib.parse import quote
 
 import attrs
 
-from selfheal.builtin.http_client import Answer, Ask, NoAnswer, check_headers, check_url, exchange
+from selfheal.builtin.http_client import (
+    SEE_URL,
+    Answer,
+    Ask,
+    NoAnswer,
+    check_headers,
+    check_url,
+    exchange,
+    obstacle,
+)
 from selfheal.builtin.notices import header_safe
 from selfheal.core.model import Effect, Settled
-from selfheal.errors import ActionFailed
+from selfheal.errors import ActionFailed, Problem
 from selfheal.plugins import ActionContext
 from selfheal.secret import Secret
 
@@ -92,6 +101,12 @@ class HttpHook:
         except NoAnswer:
             return None
         return settled_of(answer)
+
+    async def doctor(self, context: ActionContext) -> Sequence[Problem]:
+        """Return what would keep the call from going out; nothing is sent."""
+        ask = attrs.evolve(self._ask(context, self.method, self.url, b""), timeout=context.remaining / 2)
+        why = await context.blocking(obstacle, ask)
+        return [Problem(path="url", message=why, hint=SEE_URL)] if why else []
 
     def _ask(self, context: ActionContext, method: str, url: str | Secret, body: bytes) -> Ask:
         headers: dict[str, str | Secret] = {**self.headers, "Idempotency-Key": header_safe(context.key)}

@@ -20,17 +20,18 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeAlias
 
 import anyio
 import attrs
 
-from selfheal.builtin.http_client import Ask, check_headers, check_url, neutral
+from selfheal.builtin.http_client import SEE_URL, Ask, check_headers, check_url, neutral, obstacle
 from selfheal.builtin.notices import delivered, matter, utc
-from selfheal.core.model import Notification, Phase, Severity, seconds
-from selfheal.errors import NotificationFailed
+from selfheal.core.bounds import seconds
+from selfheal.core.model import Notification, Phase, Severity
+from selfheal.errors import NotificationFailed, Problem
 from selfheal.plugins import Context
 from selfheal.secret import Secret
 
@@ -114,6 +115,19 @@ class AlertmanagerNotifier:
             retry_after=min(waits) if waits else None,
             permanent=all(problem.permanent for _, problem in failed),
         )
+
+    async def doctor(self, context: Context) -> Sequence[Problem]:
+        """Return what would keep each of them from being told; nothing is sent."""
+        found = []
+        for number in range(len(self.url)):
+            left = context.remaining / (len(self.url) + 1)
+            why = await context.blocking(
+                obstacle, attrs.evolve(self._ask(number, b""), timeout=min(self.timeout, left))
+            )
+            if why:
+                place = "url" if len(self.url) == 1 else f"url[{number}]"
+                found.append(Problem(path=place, message=why, hint=SEE_URL))
+        return found
 
     def alerts(self, notification: Notification, now: float) -> list[dict[str, Any]]:
         """Return what is posted for a notification at UNIX time `now`: the alert, and the ends of its other selves."""

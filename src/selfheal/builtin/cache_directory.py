@@ -21,7 +21,8 @@ import attrs
 
 from selfheal.builtin import options, proc
 from selfheal.builtin.process import default_folder
-from selfheal.core.model import Effect, Settled, seconds
+from selfheal.core.bounds import seconds
+from selfheal.core.model import Effect, Settled
 from selfheal.errors import ActionFailed, Problem
 from selfheal.plugins import ActionContext
 

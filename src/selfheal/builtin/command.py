@@ -20,7 +20,8 @@ import attrs
 from selfheal.builtin import options, spawn
 from selfheal.builtin.proc import Ending
 from selfheal.builtin.spawn import Finished
-from selfheal.core.model import PASSING, Cause, CheckResult, Instance, Run, Scalar, Verdict, whole
+from selfheal.core.bounds import whole
+from selfheal.core.model import PASSING, Cause, CheckResult, Instance, Run, Scalar, Verdict
 from selfheal.errors import ActionFailed, Problem
 from selfheal.plugins import ActionContext, CheckContext, Context
 from selfheal.secret import Secret, scrub

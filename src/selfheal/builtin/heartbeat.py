@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import attrs
 
-from selfheal.core.model import PASSING, Cause, CheckResult, Verdict, seconds
+from selfheal.core.bounds import seconds
+from selfheal.core.model import PASSING, Cause, CheckResult, Verdict
 from selfheal.plugins import CheckContext
 
 

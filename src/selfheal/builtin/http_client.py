@@ -18,6 +18,7 @@ import re
 import socket
 import ssl
 import sys
+import time
 import unicodedata
 from collections.abc import Mapping
 from enum import Enum
@@ -282,6 +283,30 @@ def _prepare(ask: Ask, tls: ssl.SSLContext | None) -> _Ready:
         revealed=tuple(value for value in revealed if len(value) > 1),
         tls=tls or (_trust(ask) if scheme == "https" else None),
     )
+
+
+SEE_URL: Final = "see that the address is right, that somebody listens there, and that this host may reach it"
+"""What to do where `obstacle` finds one."""
+
+
+def obstacle(ask: Ask) -> str:
+    """Return what would keep a request from going out; empty when nothing does. Nothing is sent.
+
+    Secrets and certificates are read, the name is resolved, and a connection is made and closed. Blocks, `ask.timeout`
+    seconds at most for the connection: call it in a thread.
+    """
+    try:
+        ready = _prepare(ask, None)
+    except NoAnswer as problem:
+        return str(problem)
+    why, end = "", time.monotonic() + ask.timeout
+    for address in ready.addresses:
+        try:
+            with socket.create_connection((address, ready.port), max(0.01, end - time.monotonic())):
+                return ""
+        except OSError as problem:
+            why = problem.strerror or "no answer in time"
+    return f"{_place(ask, ready.host)} cannot be reached: {why}"
 
 
 def _at_hand(ask: Ask) -> bool:

@@ -24,16 +24,18 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import attrs
 
 from selfheal.builtin.alertmanager import AlertmanagerNotifier
-from selfheal.builtin.http_client import Answer, Ask, check_headers, check_url, neutral, reveal
+from selfheal.builtin.http_client import SEE_URL, Answer, Ask, check_headers, check_url, neutral, obstacle, reveal
 from selfheal.builtin.notices import delivered, header_safe, matter, utc
-from selfheal.core.model import Notification, Phase, Severity, seconds
+from selfheal.core.bounds import seconds
+from selfheal.core.model import Notification, Phase, Severity
+from selfheal.errors import Problem
 from selfheal.plugins import Context
 from selfheal.secret import Secret
 
@@ -181,18 +183,26 @@ class WebhookNotifier:
 
     async def send(self, notification: Notification, context: Context) -> str | None:
         body = json.dumps(body_of(notification), ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
-        ask = Ask(
+        answer = await delivered(context, self._ask({**self.headers, **self._own_headers(notification, body)}, body))
+        return _receipt(answer)
+
+    async def doctor(self, context: Context) -> Sequence[Problem]:
+        """Return what would keep a message from being delivered; nothing is sent."""
+        ask = attrs.evolve(self._ask(self.headers), timeout=min(self.timeout, context.remaining / 2))
+        why = await context.blocking(obstacle, ask)
+        return [Problem(path="url", message=why, hint=SEE_URL)] if why else []
+
+    def _ask(self, headers: Mapping[str, str | Secret], body: bytes = b"") -> Ask:
+        return Ask(
             method="POST",
             url=self.url,
-            headers={**self.headers, **self._own_headers(notification, body)},
+            headers=headers,
             body=body,
             private=self.private,
             verify=self.verify,
             authority=self.authority,
             timeout=self.timeout,
         )
-        answer = await delivered(context, ask)
-        return _receipt(answer)
 
     def _own_headers(self, notification: Notification, body: bytes) -> dict[str, str | Secret]:
         identity = header_safe(notification.id)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import attrs
 
-from selfheal.core.model import seconds, share, whole
+from selfheal.core.bounds import seconds, share, whole
 
 __all__ = ["factor", "memory", "path", "processors", "seconds", "share", "texts", "whole"]
 

@@ -21,7 +21,8 @@ import attrs
 from selfheal.builtin import launch, options, proc, spawn
 from selfheal.builtin.launch import Act, Launcher, Roll
 from selfheal.builtin.proc import Ending, Family, Identity
-from selfheal.core.model import Instance, Run, Settled, seconds, whole
+from selfheal.core.bounds import seconds, whole
+from selfheal.core.model import Instance, Run, Settled
 from selfheal.errors import ActionFailed, Problem
 from selfheal.plugins import ActionContext, Context
 from selfheal.secret import Secret

@@ -13,7 +13,8 @@ from typing import ClassVar
 import attrs
 
 from selfheal.builtin import options, proc
-from selfheal.core.model import PASSING, Cause, CheckResult, Instance, Run, Scalar, Verdict, seconds, whole
+from selfheal.core.bounds import seconds, whole
+from selfheal.core.model import PASSING, Cause, CheckResult, Instance, Run, Scalar, Verdict
 from selfheal.plugins import CheckContext, Workload
 from selfheal.wire import failing, inconclusive
 

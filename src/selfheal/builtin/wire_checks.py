@@ -17,7 +17,8 @@ import attrs
 from selfheal.builtin import options
 from selfheal.builtin.addresses import Endpoint, RedisUrl, read_address, read_http_url, read_redis_url
 from selfheal.builtin.http_talk import NotHttp, cause_of, read_body, read_head
-from selfheal.core.model import PASSING, Cause, CheckResult, Verdict, seconds, whole
+from selfheal.core.bounds import seconds, whole
+from selfheal.core.model import PASSING, Cause, CheckResult, Verdict
 from selfheal.secret import Secret
 from selfheal.wire import Talk, Target, Tls, failing, inconclusive
 

@@ -113,7 +113,7 @@ class Commands(click.Group):
 
 def complain(message: str) -> None:
     """Print what is wrong to standard error, line by line, without what could move a cursor."""
-    from selfheal.cli.words import clean
+    from selfheal.words import clean
 
     for line in message.splitlines() or ["it failed, and does not say why"]:
         click.echo(f"selfheal: {clean(line)}", err=True)

@@ -11,6 +11,7 @@ import click
 from selfheal.cli import screen
 from selfheal.cli.asked import act, seconds
 from selfheal.requests import OVERRIDES, TABLE
+from selfheal.words import span
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -75,8 +76,22 @@ def _on_service(name: str, request: str, about: str) -> click.Command:
 
 enable = _on_service("enable", "enable", TABLE["enable"].about)
 disable = _on_service("disable", "disable", f"{TABLE['disable'].about} It stays off until somebody enables it.")
-approve = _on_service("approve", "approve", TABLE["approve"].about)
-refuse = _on_service("refuse", "refuse", TABLE["refuse"].about)
+def _on_question(name: str) -> click.Command:
+    """Return the command that answers the question of a step."""
+
+    @click.command(name, help=TABLE[name].about)
+    @service_argument
+    @click.option("--action", help="The step that is meant, as `approvals` shows it: refused if another waits by now.")
+    @reason_option
+    @json_option
+    def command(service: str, action: str | None, reason: str, as_json: bool) -> None:
+        _said(act(name, service=service, action=action, reason=reason), as_json)
+
+    return command
+
+
+approve = _on_question("approve")
+refuse = _on_question("refuse")
 ack = _on_service("ack", "acknowledge", TABLE["acknowledge"].about)
 
 
@@ -97,10 +112,12 @@ def recover(service: str, override: tuple[str, ...], reason: str, as_json: bool)
 
 @click.command(help=TABLE["initialize"].about)
 @click.argument("service", required=False, shell_complete=_service_completion)
+@click.option("--everything", is_flag=True, help="The whole fleet; must be said.")
 @reason_option
 @json_option
-def initialize(service: str | None, reason: str, as_json: bool) -> None:
+def initialize(service: str | None, everything: bool, reason: str, as_json: bool) -> None:
     """Look afresh."""
+    _meant((service,) if service is not None else (), (), everything)
     _said(act("initialize", service=service, reason=reason), as_json)
 
 
@@ -120,6 +137,17 @@ def _meant(named: tuple[str, ...], services: tuple[str, ...], everything: bool) 
     if bool(meant) == everything:
         raise click.UsageError("name the services that are meant, or say --everything; and not both")
     return meant
+
+
+def _goes_on(names: tuple[str, ...]) -> None:
+    """Say which actions are under way: what is suppressed begins no other, and lets these end."""
+    from selfheal.cli.asked import Asked
+
+    for line in Asked.here().ask("status")["services"]:
+        under_way = line["under_way"]
+        if under_way and under_way["phase"] == "acting" and (not names or line["service"] in names):
+            about = f"{line['service']}: {under_way['action']} is under way, for {span(under_way['seconds'])}"
+            screen.note(f"{about}, and is not stopped by this")
 
 
 def _suppressing(name: str) -> click.Command:
@@ -142,6 +170,8 @@ def _suppressing(name: str) -> click.Command:
         answer = act(name, services=meant, everything=everything, duration=duration, reason=reason)
         about = "everything" if everything else ", ".join(meant)
         id_ = answer["reason"]["detail"]
+        if name != "silence" and not as_json:
+            _goes_on(meant)
         _said(answer, as_json, f"{name}: {about}. End it with: selfheal lift {id_} --reason …")
 
     return command

@@ -10,12 +10,13 @@ import attrs
 import click
 
 from selfheal.cli import screen
-from selfheal.cli.words import span
 from selfheal.config import duration
-from selfheal.control import Question, Unreachable, alive, call
+from selfheal.control import TIMEOUT, Question, Silent, Unreachable, alive, call
 from selfheal.errors import ControlError
 from selfheal.shell.homes import Home, usual_homes
 from selfheal.shell.reading import Onlooker
+from selfheal.views import LIVE
+from selfheal.words import span
 
 
 def home(state_dir: Path | None) -> Home:
@@ -44,6 +45,10 @@ WHOLE: Final = 60.0
 """Seconds a command waits for what is counted from a long journal: who typed it rather waits than sees a part."""
 
 
+BRIEFLY: Final = 5.0
+"""Seconds a command waits for what a selfheal that turns answers at once; then the journal is asked."""
+
+
 @attrs.define
 class Asked:
     """Asks queries of one home, and says on standard error, once, when nobody answers but the journal."""
@@ -60,9 +65,12 @@ class Asked:
         """Return the answer to a query; parameters that are None were not given."""
         given = {key: value for key, value in parameters.items() if value is not None}
         try:
-            answer = call(self.home.socket, Question(request=name, parameters=given))
+            patience = BRIEFLY if name in LIVE and name != "metrics" else TIMEOUT
+            answer = call(self.home.socket, Question(request=name, parameters=given), timeout=patience)
         except Unreachable as nobody:
-            return self._from_journal(nobody, name, given)
+            return self._from_journal(f"{nobody}{_elsewhere()}", name, given)
+        except Silent as frozen:
+            return self._from_journal(str(frozen), name, given)
         self.close()
         return answer
 
@@ -72,14 +80,14 @@ class Asked:
             self.onlooker.close()
             self.onlooker = None
 
-    def _from_journal(self, nobody: Unreachable, name: str, given: dict[str, Any]) -> Any:
+    def _from_journal(self, nobody: str, name: str, given: dict[str, Any]) -> Any:
         if self.onlooker is None:
             if not self.home.journal.exists():
-                raise ControlError(f"{nobody}{_elsewhere()}, and there is no journal {self.home.journal} either")
+                raise ControlError(f"{nobody}, and there is no journal {self.home.journal} either")
             self.onlooker = Onlooker(self.home.journal)
             age = self.onlooker.age()
             last = f"its last entry is {span(age)} old" if age is not None else "it is empty"
-            screen.note(f"{nobody}{_elsewhere()}. This is from the journal; {last}.")
+            screen.note(f"{nobody}. This is from the journal; {last}.")
         return self.onlooker.answer(name, given, patience=WHOLE)
 
 

@@ -12,8 +12,8 @@ import click
 
 from selfheal.cli import screen
 from selfheal.cli.asked import Asked, seconds
-from selfheal.cli.words import ago, clean, clock, sentence, span
 from selfheal.requests import TABLE
+from selfheal.words import ago, clean, clock, sentence, span
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as it came.")
 limit_option = click.option("--limit", type=click.IntRange(1, 1000), default=50, help="At most so many, newest first.")
@@ -63,7 +63,9 @@ def _headlines(answer: Mapping[str, Any]) -> Iterator[str]:
     when = f" at {clock(answer['time'])}" if answer["services"] or answer["running"] else ""  # of nothing, no time
     yield f"{answer['fleet']}{when}: {counts}"
     for hold in answer["holds"]:
-        yield f"HOLD {hold['hold']}: nothing automatic acts ({hold['evidence']})"
+        yield f"HOLD {hold['hold']}: {hold['evidence']}. {hold['means']}".rstrip()
+    for one in answer["undelivered"]:
+        yield f"NOTIFIER {one['notifier']}: nobody is told by it since {clock(one['since'])} ({one['error']})"
     for one in answer["suppressions"]:
         about = "everything" if one["everything"] else ", ".join(one["services"])
         until = f" until {clock(one['until'])}" if one["until"] else ""
@@ -75,7 +77,7 @@ def _headlines(answer: Mapping[str, Any]) -> Iterator[str]:
 
 def _head(answer: Mapping[str, Any]) -> None:
     for number, said in enumerate(_headlines(answer)):
-        screen.line(said, style="red" if said.startswith("HOLD") else None if number else "bright_white")
+        screen.line(said, style="red" if said.startswith(("HOLD", "NOTIFIER")) else None if number else "bright_white")
 
 
 def _rows(answer: Mapping[str, Any]) -> Iterator[Sequence[object]]:
@@ -84,7 +86,7 @@ def _rows(answer: Mapping[str, Any]) -> Iterator[Sequence[object]]:
         latency = line["latency_seconds"]
         yield (
             line["service"],
-            line["state"],
+            line["state"] if line["watched"] else "unwatched",
             span(line["since_seconds"]) if line["since"] else "",
             _reason(line),
             "" if checked is None else "just now" if checked < 1.0 else f"{span(checked)} ago",
@@ -96,7 +98,9 @@ def _rows(answer: Mapping[str, Any]) -> Iterator[Sequence[object]]:
 def _reason(line: Mapping[str, Any]) -> str:
     if line["under_way"]:
         return _doing(line["under_way"])
-    return "on probation" if line["probation"] else line["reason"] or ("" if line["watched"] else "not watched")
+    if not line["watched"]:
+        return f"was {line['state']}"
+    return "on probation" if line["probation"] else str(line["reason"])
 
 
 def _doing(under_way: Mapping[str, Any]) -> str:

@@ -10,10 +10,10 @@ import click
 
 from selfheal.cli import screen
 from selfheal.cli.asked import Asked, home
-from selfheal.cli.words import clock, sentence
 from selfheal.journal import Verification
 from selfheal.journal import accept as take_as_it_is
 from selfheal.journal.audit import verify as verified
+from selfheal.words import clock, counted, sentence
 
 
 class Shown(click.Group):
@@ -90,7 +90,7 @@ def _plain(found: Verification) -> dict[str, Any]:
 def _told(found: Verification) -> None:
     for fault in found.faults:
         screen.line(str(fault), style="red")
-    word = "is what was written" if found.well else f"has {len(found.faults)} faults"
+    word = "is what was written" if found.well else f"has {counted(len(found.faults), 'fault')}"
     screen.line(f"{found.records} records in {found.batches} batches: the journal {word}")
     if found.well:
         screen.line(f"seal {found.seal}")

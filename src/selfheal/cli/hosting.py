@@ -11,11 +11,11 @@ import attrs
 import click
 
 from selfheal.cli import complain, screen
-from selfheal.cli.words import counted, span
 from selfheal.core.graph import no_service
 from selfheal.core.messages import CheckFinished
 from selfheal.core.model import CANARY_PREFIX, Verdict
 from selfheal.errors import ConfigurationError, Problem, RequestRefused
+from selfheal.words import counted, span
 
 file_argument = click.argument("file", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
@@ -116,8 +116,10 @@ def doctor(state_dir: Path | None, file: Path, services: tuple[str, ...], as_jso
 
     from selfheal.shell.once import examine
 
-    _, roster = _roster(file, state_dir, services)
-    found = anyio.run(examine, roster, services or tuple(roster.entries))
+    configuration, roster = _roster(file, state_dir, services)
+    # Who asks about one service does not ask about who is told of it.
+    notifiers = {} if services else configuration.notifiers
+    found = anyio.run(partial(examine, roster, services or tuple(roster.entries), notifiers=notifiers))
     problems = [problem for some in found.values() for problem in some]
     if as_json:
         screen.document([attrs.asdict(problem) for problem in problems])
@@ -125,7 +127,8 @@ def doctor(state_dir: Path | None, file: Path, services: tuple[str, ...], as_jso
         for problem in problems:
             complain(str(problem))
         if not problems:
-            them = counted(len(found), "service")
+            them = counted(len(found) - len(notifiers), "service")
+            them += f" and {counted(len(notifiers), 'notifier')}" if notifiers else ""
             screen.line(f"{file}: nothing stands in the way of {them}, as far as it can be proven")
     if problems:
         click.get_current_context().exit(1)

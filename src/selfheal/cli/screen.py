@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 import click
 
-from selfheal.cli.words import clean
+from selfheal.words import clean
 
 STYLES: Final = {
     "healthy": "green",
@@ -24,6 +24,7 @@ STYLES: Final = {
     "recovering": "cyan",
     "unknown": "bright_black",
     "disabled": "bright_black",
+    "unwatched": "bright_black",
     "passing": "green",
     "warning": "yellow",
     "failing": "red",

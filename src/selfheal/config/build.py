@@ -407,6 +407,9 @@ class _Builder:
 
     def _doubt(self, service: Service, path: str) -> None:
         """Warn of what can be meant, but hardly is."""
+        if service.workload is not None and not service.recovery_actions and not service.observe_only:
+            hint = 'write recovery_actions = ["restart"], or observe_only = true'
+            self.notes.warn(path, "it has a workload and no recovery_actions: nothing is ever repaired", hint)
         for place, rung in enumerate(service.recovery_actions):
             where = f"{below(path, 'recovery_actions')}[{place}]"
             if rung.step.from_attempt > service.max_retries:

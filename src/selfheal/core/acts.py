@@ -82,6 +82,7 @@ def _arguments(event: Requested) -> tuple[tuple[str, Scalar], ...]:
         "override": ",".join(sorted(event.override)),
         "suppression": event.suppression,
         "hold": event.hold,
+        "action": event.action,
     }
     return tuple((name, value) for name, value in said.items() if value)
 
@@ -142,10 +143,10 @@ def _what_comes_first(rooms: Rooms, policy: Policy) -> str:
 def _enable(rooms: Rooms, event: Requested) -> str:
     name = _named(event)
     condition, policy = rooms.desk.ledger.conditions[name], rooms.desk.ledger.policies[name]
-    if condition.state is not State.DISABLED and condition.enabled:
-        return "it is enabled"
     if name in rooms.desk.ledger.unwatched:
         raise Refused("refused", f"{name} is gone from the configuration: release the hold `fleet`, or bring it back")
+    if condition.state is not State.DISABLED and condition.enabled:
+        return "it is enabled"
     if not policy.enabled:
         after = attrs.evolve(condition, enabled=True)
         rooms.desk.move(name, after, f"switched on: {event.reason}", event.actor)
@@ -271,6 +272,9 @@ def _asking(rooms: Rooms, event: Requested) -> tuple[str, int]:
     if condition.asked != index:
         was, step = policy.steps[condition.asked].action, policy.steps[index].action
         raise Refused("conflict", f"{was} was asked for, and {step} is next by now; look again")
+    waits = policy.steps[index].action
+    if event.action not in ("", waits):
+        raise Refused("conflict", f"{waits} waits by now, and not {event.action}; look again")
     return name, index
 
 

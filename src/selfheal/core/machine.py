@@ -34,7 +34,19 @@ import attrs
 
 from selfheal.core import backoff
 from selfheal.core.detector import GONE
-from selfheal.core.model import MANUAL, NEVER_RESTART, Cause, Condition, Effect, Evidence, Forced, Policy, State, Step
+from selfheal.core.model import (
+    MANUAL,
+    NEVER_RESTART,
+    NOT_CURED,
+    Cause,
+    Condition,
+    Effect,
+    Evidence,
+    Forced,
+    Policy,
+    State,
+    Step,
+)
 
 TRANSITIONS: Final[Mapping[State, Mapping[State, str]]] = {
     State.UNKNOWN: {
@@ -113,11 +125,12 @@ def known_cause(condition: Condition, evidence: Evidence) -> Cause | None:
 
 
 def fits(policy: Policy, step: Step, evidence: Evidence, cause: Cause | None) -> bool:
-    """Whether a step fits this failure: its cause, and whether there is anything to reconnect to."""
+    """Whether a step fits this failure: its cause, and whether there is anything to reconnect to, or to restart."""
     if step.only_for and cause not in step.only_for:
         return False
-    gone = policy.has_workload and evidence.instance is not None and evidence.instance.run in GONE
-    return not (step.needs_running and gone)
+    if policy.has_workload and evidence.instance is not None and evidence.instance.run in GONE:
+        return not step.needs_running
+    return step.action != "restart" or cause not in NOT_CURED or cause in step.only_for
 
 
 def allowed(step: Step, cause: Cause | None) -> bool:

@@ -93,6 +93,7 @@ class Requested:
     override: frozenset[str] = frozenset()
     suppression: str = ""
     hold: str = ""
+    action: str = ""
 
 
 @attrs.frozen(kw_only=True)

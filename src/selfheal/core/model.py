@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import IntEnum, StrEnum
 from math import inf, isfinite
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import attrs
+
+from selfheal.core.bounds import number, seconds, share, whole
 
 Scalar: TypeAlias = "str | int | float | bool | None"
 
@@ -57,6 +59,10 @@ class Cause(StrEnum):
 
 NEVER_RESTART: Final = frozenset({Cause.AUTH, Cause.CONFIG})
 """Causes that a restart cannot cure and must not be tried on (law 7)."""
+
+NOT_CURED: Final = frozenset({Cause.STARTING, Cause.DNS, Cause.FULL, Cause.READ_ONLY})
+"""Causes that a restart does not cure, and may make worse: it is tried where a step names them (`only_for`), or where
+nothing of the service runs. A database that recovers from its log would begin to recover anew."""
 
 INSPECTION_FAILED: Final = "inspection failed"
 """How the detail of a hold begins that waits for somebody to mend the way to a workload."""
@@ -133,52 +139,6 @@ class WhenDisabled(StrEnum):
     WAIT = "wait"
 
 
-# -- numbers: one validator each, so that every bad number is refused with the same words -------------------------
-
-
-def _number(low: float, high: float, *, whole: bool = False, optional: bool = False) -> Any:
-    """Return an attrs validator for a number within [low, high]; NaN and booleans are refused."""
-
-    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if optional and value is None:
-            return
-        kinds = (int,) if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            raise TypeError(f"{attribute.name}: {value!r} is not a {'whole number' if whole else 'number'}")
-        if not (low <= value <= high) or (value != value):
-            bound = f"from {low:g} to {high:g}" if isfinite(high) else f"of at least {low:g}"
-            raise ValueError(f"{attribute.name}: {value!r} is out of range; give a number {bound}")
-
-    return check
-
-
-_YEAR: Final = 366 * 86400.0
-
-
-def seconds(default: Any = attrs.NOTHING, low: float = 0.0, high: float = _YEAR, *, optional: bool = False) -> Any:
-    """Return an attrs field for a duration in seconds within [low, high]; without a default it must be given."""
-
-    def convert(value: object) -> object:
-        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-    return attrs.field(
-        default=default,
-        converter=convert,
-        validator=_number(low, high, optional=optional or default is None),
-        metadata={"unit": "seconds"},
-    )
-
-
-def whole(default: int | None, low: int = 1, high: int = 1_000_000) -> Any:
-    """Return an attrs field for a whole number within [low, high], or none where that is the default."""
-    return attrs.field(default=default, validator=_number(low, high, whole=True, optional=default is None))
-
-
-def share(default: float) -> Any:
-    """Return an attrs field for a fraction from 0 to 1."""
-    return attrs.field(default=default, validator=_number(0.0, 1.0))
-
-
 # -- what one check and one inspection say --------------------------------------------------------------------------
 
 
@@ -230,7 +190,7 @@ class Backoff:
     """
 
     initial: float = seconds(10.0)
-    multiplier: float = attrs.field(default=2.0, validator=_number(1.0, 100.0))
+    multiplier: float = attrs.field(default=2.0, validator=number(1.0, 100.0))
     cap: float = seconds(300.0)
     jitter: float = share(0.5)
     forget_after: float = seconds(600.0)

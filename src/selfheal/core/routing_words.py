@@ -35,9 +35,9 @@ CONDUCT: Final = {
     "recovering": "selfheal is repairing it.",
     "failed": "selfheal repairs it unless something holds it back, and tells you when it gives up.",
     "journal": "selfheal goes on checking, and repairs nothing it cannot write down first, unless told to.",
-    "storm": "selfheal repairs nothing until fewer fail, or a person releases the hold: look for a common cause.",
+    "storm": "selfheal repairs only what has exited, until fewer fail or a person says so: look for one cause.",
     "canary": "selfheal repairs nothing until a canary answers: its own network may be at fault.",
-    "doubt": "selfheal distrusts what it saw while it was late: look at the load of its host.",
+    "doubt": "selfheal repairs nothing while it distrusts what it sees: look at the load of its host.",
     "budget": "selfheal disrupts nothing until the window lets it: so many repairs at once have a common cause.",
     "fleet": "selfheal keeps the services concerned unwatched until the change is confirmed or taken back.",
 }

@@ -12,7 +12,8 @@ from typing import Final
 
 import attrs
 
-from selfheal.core.model import Alert, Notification, Severity, seconds
+from selfheal.core.bounds import seconds
+from selfheal.core.model import Alert, Notification, Severity
 
 LOST_AFTER: Final = 90_000.0
 """Seconds after which a message whose end was not reported counts as refused. The outbox gives up within 24 h."""

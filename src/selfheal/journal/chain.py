@@ -24,6 +24,7 @@ from typing import Final, final
 import attrs
 
 from selfheal.errors import JournalDamaged, JournalError
+from selfheal.journal.identity import accepting
 
 GENESIS: Final = bytes(32)
 """What the first link follows."""
@@ -211,10 +212,8 @@ class HeadFile:
     @staticmethod
     def read(path: Path, key: Key) -> HeadRead:
         """Return what a head file says. Raises `JournalDamaged` when it is missing or says nothing."""
-        advice = (
-            "put it back from a copy, or, if the journal is known to be whole, run `selfheal audit accept` to seal "
-            "it as it is"
-        )
+        command = accepting(path)
+        advice = f"put it back from a copy, or, if the journal is known to be whole, run {command} to seal it as it is"
         try:
             data = path.read_bytes()
         except FileNotFoundError as problem:

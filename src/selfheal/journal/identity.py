@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,11 @@ START_AFRESH: Final = (
     "put the files back from a copy; or, to begin anew and forget every budget, switch and incident, move the files "
     "that are there out of the folder"
 )
+
+
+def accepting(path: Path) -> str:
+    """Return the command that takes the files of a journal as they are, as it is typed for those around `path`."""
+    return f"`selfheal --state-dir {shlex.quote(str(path.parent))} audit accept`"
 
 
 @attrs.frozen(kw_only=True)
@@ -159,7 +165,7 @@ def standing(files: Files) -> Marker | None:
             return None
         raise JournalDamaged(
             f"there is a database {files.database} but no marker {files.marker}: it may be a copy, or not ours. Put "
-            "the marker back, or, if it is the journal to use, run `selfheal audit accept`"
+            f"the marker back, or, if it is the journal to use, run {accepting(files.database)}"
         )
     if size is None and marker.made:
         raise JournalDamaged(

@@ -14,7 +14,7 @@ import attrs
 from selfheal.errors import JournalDamaged
 from selfheal.journal import audit
 from selfheal.journal.chain import Head, HeadFile, Key
-from selfheal.journal.identity import START_AFRESH, Files, Lock, Marker, new_id, sync_folder, write_marker
+from selfheal.journal.identity import START_AFRESH, Files, Lock, Marker, accepting, new_id, sync_folder, write_marker
 from selfheal.journal.schema import (
     APPLICATION,
     SCHEMA,
@@ -90,7 +90,7 @@ def examine(files: Files, marker: Marker, key: Key) -> None:
             if row is None or bytes(row[0]) != marker.id.encode():
                 raise JournalDamaged(
                     f"the journal {path} is not the one of its marker {files.marker}: it comes from elsewhere. Put the "
-                    "right one back, or, if it is the journal to use, run `selfheal audit accept`"
+                    f"right one back, or, if it is the journal to use, run {accepting(path)}"
                 )
             read = HeadFile.read(files.head, key)
             connection.text_factory = bytes
@@ -102,7 +102,7 @@ def examine(files: Files, marker: Marker, key: Key) -> None:
     if walk.faults:
         raise JournalDamaged(
             f"the journal {path} is not what was written ({walk.faults[0]}); it is left as it is. Put a copy back, "
-            "or, knowing what is lost, run `selfheal audit accept`"
+            f"or, knowing what is lost, run {accepting(path)}"
         )
 
 

@@ -63,6 +63,8 @@ def trouble_of(problem: sqlite3.Error | UnicodeDecodeError | OSError, path: Path
             return JournalError(f"the journal {path} cannot be written: the file system or the file is read-only")
         case ["BUSY"] | ["LOCKED"]:
             return JournalError(f"another program keeps the journal {path} locked: close it there")
+        case ["CANTOPEN"] if not path.exists():
+            return JournalError(f"there is no journal {path}")
         case ["CANTOPEN"]:
             return JournalError(f"cannot open the journal {path}: look at its folder, its owner and free inodes")
         case ["IOERR"]:

@@ -111,7 +111,10 @@ class Patience:
 
 @attrs.frozen(kw_only=True)
 class Standing:
-    """How delivery to one notifier stands. `failing_since` is by the clock of the loop; None while it works."""
+    """How delivery to one notifier stands. `failing_since` is by the clock of the loop; None while it works.
+
+    In `health` and `status` it is a time of day.
+    """
 
     notifier: str
     waiting: int

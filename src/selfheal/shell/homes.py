@@ -110,6 +110,11 @@ def settled(
             name = fleet.get("name", "selfheal")
             more["fleet"] = {"state_dir": str(usual_folder(name if isinstance(name, str) else "selfheal"))}
     configuration = configure(data, tables=tables, path=path, added=more)
+    own = fleet.get("state_dir") if isinstance(fleet, dict) else None
+    if state_dir is not None and isinstance(own, str) and configuration.state_dir != (path.parent / own).absolute():
+        message = f"it says {own}, and {configuration.state_dir} is taken: --state-dir or SELFHEAL_STATE_DIR says so"
+        warning = Problem(path="fleet.state_dir", message=message, hint="see that this is the journal that is meant")
+        configuration = attrs.evolve(configuration, warnings=(*configuration.warnings, warning))
     if writable_by_anybody(path):
         message = "anybody on this machine may write this file, and so run commands as selfheal"
         warning = Problem(path=str(path), message=message, hint="chmod o-w")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from math import ceil, inf
+from math import ceil, floor, inf
 from time import monotonic, time
 from typing import Final, Protocol
 
@@ -55,6 +55,9 @@ ROUNDS: Final = 2
 
 LAST_WORDS: Final = (ActionFinished, JournalChanged)
 """Events that are still taken in while selfheal is stopping."""
+
+RECENT: Final = 60.0
+"""Seconds for which it is remembered how late the loop woke."""
 
 
 class Store(Protocol):
@@ -121,8 +124,7 @@ class Loop:
         """Does what a callback has to do, so that anyio knows what it runs on (see `backend`)."""
         self.broken: Exception | None = None
         """The fault of our own that has ended the healing."""
-        self.busiest = 0.0
-        """The latest the loop has woken so far, in seconds."""
+        self._lags: deque[tuple[int, float]] = deque()  # by the second, falling
         self._store = store
         self._hands = hands
         self._readers = readers
@@ -228,15 +230,35 @@ class Loop:
         late = now - self._asked
         if late <= 0.0:
             return
-        self.busiest = max(self.busiest, late)
+        self._lagged(now, late)
         if late > self.engine.ledger.fleet.limits.late_after:
             self._notice_late(now, late)
 
     def _notice_late(self, now: float, late: float) -> None:
-        self.busiest = max(self.busiest, late)
+        self._lagged(now, late)
         self._asked = inf
         self._inbox.appendleft(WokeLate(at=now - self._zero, late=late))
         self._drain()
+
+    def _lagged(self, now: float, late: float) -> None:
+        """Remember how late we were, by the second, and forget what a later one has outdone."""
+        second = floor(now)
+        if self._lags and self._lags[-1][0] == second:
+            late = max(late, self._lags.pop()[1])
+        while self._lags and self._lags[-1][1] <= late:
+            self._lags.pop()
+        self._lags.append((second, late))
+        self._forget_lags(now)
+
+    @property
+    def lag(self) -> float:
+        """The latest the loop has woken within the last minute, in seconds."""
+        self._forget_lags(monotonic())
+        return self._lags[0][1] if self._lags else 0.0
+
+    def _forget_lags(self, now: float) -> None:
+        while self._lags and self._lags[0][0] < now - RECENT:
+            self._lags.popleft()
 
     def _notice_ours(self, began: float) -> None:
         """Did our own work take so long, or was the process suspended in the middle of it? That is late as well."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from math import inf
 from time import monotonic, time
@@ -17,7 +17,7 @@ import attrs
 from selfheal.core.messages import CheckFinished, Event, RunCheck
 from selfheal.core.model import CANARY_PREFIX, CheckResult, Limits, Purpose
 from selfheal.errors import Problem
-from selfheal.plugins import Context, Proving
+from selfheal.plugins import Context, Notifier, Proving
 from selfheal.service import Check, Service
 from selfheal.shell.callables import Callables
 from selfheal.shell.checks import Checks
@@ -27,6 +27,7 @@ from selfheal.shell.plugin_loop import PluginLoops, poke_here
 from selfheal.shell.plugin_thread import Ending, Report
 from selfheal.shell.probes import ProbeRunner
 from selfheal.shell.readiness import Readiness
+from selfheal.shell.results import Scrubber
 from selfheal.shell.roster import Entry, Roster
 from selfheal.wire import WireCheck
 
@@ -126,12 +127,20 @@ async def look(
             await once.close()
 
 
-async def examine(roster: Roster, names: Iterable[str], *, timeout: float = 20.0) -> dict[str, tuple[Problem, ...]]:
-    """Return, for each of the named services, what would stand in the way of checking and repairing it.
+async def examine(
+    roster: Roster,
+    names: Iterable[str],
+    *,
+    notifiers: Mapping[str, Notifier] | None = None,
+    timeout: float = 20.0,
+) -> dict[str, tuple[Problem, ...]]:
+    """Return, for each of the named services and of `notifiers`, what would stand in the way of its work.
 
     Its secrets are read, and its check, its workload and who takes its steps prove what they can (`plugins.Proving`);
-    nothing is done. Each has `timeout` seconds. Problems have paths such as `services.redis.workload`.
+    nothing is done, and nobody is told anything. Each has `timeout` seconds. Problems have paths such as
+    `services.redis.workload`; what is found of a notifier is under its whole path, `notifiers.oncall`.
     """
+    names, notifiers = tuple(names), notifiers or {}
     found: dict[str, tuple[Problem, ...]] = {}
     async with anyio.create_task_group() as tasks:
         once = Look(roster, lambda finished: None, tasks)
@@ -139,9 +148,11 @@ async def examine(roster: Roster, names: Iterable[str], *, timeout: float = 20.0
             async with anyio.create_task_group() as looks:
                 for name in names:
                     looks.start_soon(_examined, once, roster.entries[name], timeout, found)
+                for name, notifier in notifiers.items():
+                    looks.start_soon(_examined_notifier, once, f"notifiers.{name}", notifier, timeout, found)
         finally:
             await once.close()
-    return {name: found[name] for name in names}
+    return {name: found[name] for name in (*names, *(f"notifiers.{name}" for name in notifiers))}
 
 
 async def _examined(once: Look, entry: Entry, timeout: float, found: dict[str, tuple[Problem, ...]]) -> None:
@@ -151,13 +162,28 @@ async def _examined(once: Look, entry: Entry, timeout: float, found: dict[str, t
     problems = [Problem(path=where, message=why, hint=hint) for why, hint in unread]
     # Who needs a secret that is not there could only say so again.
     who = [one for one in _who(once, entry, timeout) if not unread or one[0] is entry.workload]
-    said = [await _proved(once, entry, plugin, context, timeout) for plugin, context in who]
+    said = [await _proved(once, entry.name, plugin, context, timeout) for plugin, context in who]
     if not unread and isinstance(entry.check, WireCheck):
         said.append(await anyio.to_thread.run_sync(_aimed, entry, entry.check))
     for one in dict.fromkeys(problem for some in said for problem in some):
         text = entry.scrubber.text
         problems.append(Problem(path=f"{where}.{text(one.path)}", message=text(one.message), hint=text(one.hint)))
     found[entry.name] = tuple(problems)
+
+
+async def _examined_notifier(
+    once: Look, where: str, notifier: Notifier, timeout: float, found: dict[str, tuple[Problem, ...]]
+) -> None:
+    scrubber = Scrubber(notifier)
+    unread = await anyio.to_thread.run_sync(scrubber.unreadable)
+    problems = [Problem(path=where, message=why, hint=hint) for why, hint in unread]
+    if not unread:
+        await anyio.to_thread.run_sync(scrubber.read_now)
+        context = partial(once.contexts.plain, where, notifier, timeout)
+        for one in await _proved(once, where, notifier, context, timeout):
+            text = scrubber.text
+            problems.append(Problem(path=f"{where}.{text(one.path)}", message=text(one.message), hint=text(one.hint)))
+    found[where] = tuple(problems)
 
 
 def _who(once: Look, entry: Entry, timeout: float) -> Iterable[tuple[object, Callable[[], Context]]]:
@@ -184,11 +210,11 @@ def _aimed(entry: Entry, check: WireCheck) -> Sequence[Problem]:
 
 
 async def _proved(
-    once: Look, entry: Entry, plugin: object, context: Callable[[], Context], timeout: float
+    once: Look, owner: str, plugin: object, context: Callable[[], Context], timeout: float
 ) -> Sequence[Problem]:
     if not isinstance(plugin, Proving):
         return ()
-    outcome = await once.loops.run(entry.name, lambda: plugin.doctor(context()), timeout=timeout, kind="other")
+    outcome = await once.loops.run(owner, lambda: plugin.doctor(context()), timeout=timeout, kind="other")
     if outcome.ending is Ending.VALUE and isinstance(outcome.value, Sequence):
         return [problem for problem in outcome.value if isinstance(problem, Problem)]
     kind = getattr(type(plugin), "kind", type(plugin).__name__)

@@ -65,7 +65,7 @@ class Onlooker:
         For `metrics`, `patience` is how many seconds the first reading of the whole journal is waited for.
         """
         if name not in views.LIVE:
-            return views.stored(name, parameters, self.reader)
+            return views.stored(name, parameters, self.reader, self._metering)
         with self._turn:
             self._read_on()
             if name != "metrics":

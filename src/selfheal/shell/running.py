@@ -51,6 +51,7 @@ from selfheal.shell.backend import Backend
 from selfheal.shell.callables import Application, Callables
 from selfheal.shell.checks import Checks
 from selfheal.shell.contexts import Contexts
+from selfheal.shell.delivery import Standing
 from selfheal.shell.loop import Loop
 from selfheal.shell.names import Resolver
 from selfheal.shell.plugin_loop import PluginLoops, poke_here
@@ -64,10 +65,15 @@ from selfheal.shell.stream import Stream, Told
 from selfheal.shell.telling import Telling
 from selfheal.shell.watch import Watches
 from selfheal.shell.windows import Windows
+from selfheal.words import sentence
 
 T = TypeVar("T")
 
 log = logging.getLogger("selfheal")
+records_log = logging.getLogger("selfheal.records")
+
+QUIET: Final = frozenset({"delivered", "doubted"})
+"""Kinds of record that are not worth a line of the log."""
 
 TURNS: Final = 5.0
 """Seconds a caller in another thread waits for the host's loop to turn."""
@@ -170,6 +176,7 @@ class Running:
         self.outbox = self.telling.outbox
         self.windows = Windows(clock=self.loop, standing=self._windows_open)
         self.stream.add(self.telling.hear)
+        self.stream.add(_logged)
         for name, observer in plan.observers:
             self.stream.add(partial(_observe, name, observer))
 
@@ -396,6 +403,26 @@ class Running:
         if not stored:
             log.error("the journal could not be flushed: what was decided last may be missing at the next start")
 
+    def health(self) -> dict[str, Any]:
+        """Return how this run itself is, as the requests `health` and `status` answer it."""
+        return {
+            "running": self.loop.turning,
+            "journal": {"well": self.journal.well, "detail": self.journal.detail},
+            "reading": False,
+            "lag_seconds": self.loop.lag,
+            "checks_in_flight": self.probes.in_flight,
+            "plugins": [str(report) for report in self.reports[-10:]],
+            "delivery": [self._delivery(standing) for standing in self.outbox.standing()],
+        }
+
+    def _delivery(self, standing: Standing) -> dict[str, Any]:
+        """Return how delivery to one notifier stands, since when in UTC."""
+        shape = attrs.asdict(standing)
+        if standing.failing_since is not None:
+            ago = self._backend.do(anyio.current_time) - standing.failing_since
+            shape["failing_since"] = shapes.utc(self.loop.to_unix(self.loop.at() - ago))
+        return shape
+
 
 class Left:
     """What is left of a time, in seconds of `time.monotonic`."""
@@ -419,6 +446,18 @@ class Left:
             yield
         finally:
             self._until += time.monotonic() - began
+
+
+def _logged(told: Told) -> None:
+    """Write a record to the log in words: why something was done, or not, is asked for there first."""
+    kind = told.record.kind
+    if kind in QUIET or not records_log.isEnabledFor(logging.INFO):
+        return
+    record = shapes.public(told.record, seq=told.seq, wall=told.wall, volatile=told.volatile)
+    serious = kind == "alert_changed" and record["open"] and record["severity"] in ("critical", "high")
+    serious = serious or (kind == "hold_changed" and record["on"])
+    about = f"{record['service']}: " if record["service"] else ""
+    records_log.log(logging.WARNING if serious else logging.INFO, "%s%s", about, sentence(record))
 
 
 def _observe(name: str, observer: Callable[[Mapping[str, Any]], object], told: Told) -> None:

@@ -312,6 +312,9 @@ class Laws(Past):
         if step.effect is not Effect.GENTLE:
             assert seen.cause not in (Cause.AUTH, Cause.CONFIG), f"law 7: {name} is restarted for {seen.cause}"
         assert not step.only_for or seen.cause in step.only_for, f"{step.action} is not for {seen.cause}"
+        if step.action == "restart" and seen.run not in (Run.EXITED, Run.ABSENT) and not step.only_for:
+            helpless = (Cause.STARTING, Cause.DNS, Cause.FULL, Cause.READ_ONLY)
+            assert seen.cause not in helpless, f"{name} is restarted for {seen.cause}, and no step asks for that"
         lately = self.lately.setdefault(name, deque(maxlen=_TURNS))
         lately.append(record.at)
         turns = len(lately) == _TURNS and record.at - lately[0] < _TURNS / 2

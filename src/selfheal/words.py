@@ -98,7 +98,8 @@ def _detail(record: Mapping[str, Any]) -> str:
 def _alert(record: Mapping[str, Any]) -> str:
     # Not "resolved": it may be over because it got worse.
     over = "" if record["open"] else " is over"
-    return f"alert {record['severity']} {record['rule']}{over}{_because(record)}"
+    told = f" ({record['text']})" if record["reason"]["detail"] == "changed" else _because(record)
+    return f"alert {record['severity']} {record['rule']}{over}{told}"
 
 
 def _suppression(record: Mapping[str, Any]) -> str:
@@ -107,12 +108,18 @@ def _suppression(record: Mapping[str, Any]) -> str:
     return f"{record['reason']['code']} {word} {about}{_because(record)}"
 
 
+def _delivered(record: Mapping[str, Any]) -> str:
+    word = "was not told" if record.get("error") else "was told"
+    return f"{record.get('notifier', 'a notifier')} {word}{_because(record)}"
+
+
 _WORDS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "moved": _moved,
     "intended": _intended,
     "ended": _ended,
     "answered": _answered,
     "alert_changed": _alert,
+    "delivered": _delivered,
     "suppression_changed": _suppression,
     "incident_opened": lambda record: f"incident {record['incident']} {record['reason']['code']}",
     "incident_merged": lambda record: f"incident {record['incident']} {record['reason']['detail']}",
