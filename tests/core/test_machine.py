@@ -117,6 +117,16 @@ def test_no_password_and_no_setting_is_cured_by_a_restart(cause: Cause) -> None:
     assert machine.next_step(policy(RECONNECT, RESTART), DOWN, e) == 0
 
 
+def test_what_only_people_mend_is_left_to_them_once_all_attempts_are_used() -> None:
+    gentle = policy(RECONNECT, PEOPLE, max_retries=2)
+    for attempt, cause, step in [(1, Cause.AUTH, 0), (2, Cause.AUTH, 1), (2, Cause.TIMEOUT, 0)]:
+        assert machine.next_step(gentle, attrs.evolve(DOWN, attempt=attempt), Evidence(cause=cause)) == step
+    assert (
+        machine.next_step(policy(RECONNECT, max_retries=2), attrs.evolve(DOWN, attempt=2), Evidence(cause=Cause.AUTH))
+        is None
+    )
+
+
 @pytest.mark.parametrize("cause", [Cause.STARTING, Cause.DNS, Cause.FULL, Cause.READ_ONLY])
 def test_a_restart_is_not_tried_on_what_it_does_not_cure_unless_a_step_names_it_or_nothing_runs(cause: Cause) -> None:
     e = Evidence(cause=cause)

@@ -12,7 +12,7 @@ import pytest
 
 from selfheal.builtin.wire_checks import HttpCheck, RedisPing, TcpCheck
 from selfheal.core.model import PASSING, Cause, Verdict
-from selfheal.shell.lanes import Lane
+from selfheal.shell.lanes import KEPT_CHECKS, Lane
 from selfheal.testing import servers
 from selfheal.testing.probing import Turned
 
@@ -56,6 +56,35 @@ def test_a_kept_connection_is_used_again_and_logged_in_once(turned: Turned) -> N
         assert turned.runner.connections == 1
         turned.runner.forget(lane)
         assert turned.runner.connections == 0
+
+
+def test_after_ten_checks_another_connection_is_taken_and_logged_in(turned: Turned) -> None:
+    """Who is in already does not notice that the password was changed, or that nobody else is let in."""
+    logins: list[str] = []
+    renewed = threading.Event()
+
+    def speak(client: socket.socket, stop: threading.Event) -> None:
+        while data := client.recv(4096):
+            if b"AUTH" in data:
+                logins.append("refused" if renewed.is_set() else "let in")
+                if renewed.is_set():
+                    client.sendall(b"-WRONGPASS invalid username-password pair\r\n")
+                    return
+            client.sendall(b"+OK\r\n" if b"AUTH" in data else b"+PONG\r\n")
+
+    with servers.serve(speak) as address:
+        lane = turned.runner.lane(RedisPing(url=f"redis://:sesame@{address}"), 2.0, None)
+        for _ in range(KEPT_CHECKS):
+            assert turned.run(lane) is PASSING
+        assert (logins, turned.runner.connections) == (["let in"], 1)  # open, so that its end is heard
+        renewed.set()
+        result = turned.run(lane)
+        assert (result.verdict, result.cause) == (Verdict.FAILING, Cause.AUTH)
+        renewed.clear()
+        for _ in range(KEPT_CHECKS):
+            assert turned.run(lane) is PASSING
+        assert logins == ["let in", "refused", "let in"]
+        assert (turned.lost, turned.runner.connections) == ([], 1)
 
 
 def test_a_connection_that_dies_at_rest_is_told_as_lost_once_and_proves_nothing(turned: Turned) -> None:

@@ -12,7 +12,7 @@ HTTP = b"GET / HTTP/1.0\r\n\r\n"
 
 def starve(pid: int, port: int, request: bytes = HTTP) -> None:
     """Let a process open nothing more, and wait until somebody new who connects hears nothing."""
-    subprocess.run(["prlimit", "--pid", str(pid), "--nofile=8:"], check=True)
+    subprocess.run(["prlimit", "--pid", str(pid), "--nofile=3:"], check=True)
     until(lambda: _silent(port, request), "it takes nobody any more")
 
 

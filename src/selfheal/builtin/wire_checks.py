@@ -251,7 +251,7 @@ REDIS_CAUSES: Final = {
     "NOREPLICAS": Cause.DEGRADED_CLUSTER,
     "READONLY": Cause.READ_ONLY,
     "MISCONF": Cause.FULL,  # it cannot save, and so refuses writes: in practice the disk
-    "OOM": Cause.FULL,
+    "OOM": Cause.OVERLOADED,
 }
 """What the first word of a Redis error says. `LOADING` must not be answered with a restart: it would load again."""
 

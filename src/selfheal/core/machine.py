@@ -141,12 +141,14 @@ def allowed(step: Step, cause: Cause | None) -> bool:
 def next_step(policy: Policy, condition: Condition, evidence: Evidence) -> int | None:
     """Return the index of the next step that fits and is allowed; None when the ladder has none left.
 
-    An attempt that would have no step at all takes one that is meant for a later attempt: that one may never come.
+    An attempt that would have no step at all takes one that is meant for a later attempt: that one may never come. Once
+    all attempts are used, what only people mend is left to them: a slow retry would be noise.
     """
     later, cause = None, known_cause(condition, evidence)
+    theirs = cause in NEVER_RESTART and _attempt(condition) > policy.max_retries
     for index in range(condition.cursor, len(policy.steps)):
         step = policy.steps[index]
-        if not fits(policy, step, evidence, cause) or not allowed(step, cause):
+        if not fits(policy, step, evidence, cause) or not allowed(step, cause) or (theirs and step.action != MANUAL):
             continue
         if _attempt(condition) >= step.from_attempt:
             return index

@@ -19,6 +19,14 @@ PREPARING: Final = 0  # waiting for an address, or for a TLS context
 CONNECTING: Final = 1
 TALKING: Final = 2
 HANDSHAKE: Final = 32768  # a chain of certificates takes 2 to 10 KiB
+KEPT_CHECKS: Final = 10
+"""Checks on one kept connection, after which the next one takes another.
+
+Who is in already does not notice that nobody else is let in: a password that was changed, a server out of descriptors
+or of places. The new connection is made when the next check begins, so that between two checks there is always one
+whose end is heard.
+"""
+
 REST: Final = 3  # kept open between two checks; the wheel does not hold it
 
 
@@ -80,7 +88,7 @@ class Flight:
     """One conversation: what is open, how far it is, and until when."""
 
     __slots__ = (
-        "at", "deadline", "fd", "fresh", "lane", "phase", "room", "slot", "sock", "talk", "trouble", "unsent",
+        "at", "checks", "deadline", "fd", "fresh", "lane", "phase", "room", "slot", "sock", "talk", "trouble", "unsent",
     )  # fmt: skip
 
     def __init__(self, lane: Lane, target: Target, deadline: float) -> None:
@@ -88,6 +96,7 @@ class Flight:
         self.deadline = deadline
         self.phase = PREPARING
         self.slot = 0
+        self.checks = 1
         self.at = 0  # which of the lane's addresses
         self.fd = -1  # in the epoll when >= 0
         self.sock: SocketType | None = None

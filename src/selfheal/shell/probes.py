@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from selfheal.core.model import PASSING, Cause, CheckResult, Verdict
 from selfheal.shell.approach import Approach, ephemeral_ports, kind, met_itself
-from selfheal.shell.lanes import CONNECTING, PREPARING, REST, TALKING, Flight, Lane, allowance
+from selfheal.shell.lanes import CONNECTING, KEPT_CHECKS, PREPARING, REST, TALKING, Flight, Lane, allowance
 from selfheal.shell.names import Resolver
 from selfheal.shell.oserrors import better, from_errno, from_oserror
 from selfheal.shell.tls import within
@@ -108,8 +108,12 @@ class ProbeRunner:
         self.in_flight += 1
         flight = lane.flight
         if flight is not None:
-            self._resume(flight, started)
-            return
+            if flight.checks < KEPT_CHECKS:
+                flight.checks += 1
+                self._resume(flight, started)
+                return
+            self._drop(flight)
+            lane.flight = None
         if lane.target is None or lane.unsafe is not None:
             problem = self._approach.aim(lane)
             if problem is not None:
