@@ -25,8 +25,10 @@ from selfheal.core.model import (
 )
 
 
-def test_a_window_may_be_as_strict_as_it_is_wide() -> None:
+def test_a_window_may_be_as_strict_as_it_is_wide_and_no_stricter() -> None:
     assert Window(failures=5, checks=5).checks == 5
+    with pytest.raises(ValueError, match="failures: 6 of 5 can never be; give at most 5"):
+        Window(failures=6, checks=5)
 
 
 def test_the_defaults_are_those_of_the_design() -> None:

@@ -940,3 +940,13 @@ def test_an_action_on_a_service_that_is_gone_has_no_clock_to_stand_still() -> No
     assert list(hand.ledger.occupied) == ["db"]
     hand.feed(WokeLate(at=hand.now + 500.0, late=499.0))
     assert "db" not in hand.ledger.conditions
+
+
+def test_a_storm_is_told_when_it_keeps_somebody_from_being_repaired() -> None:
+    hand = Hand(*(service(name) for name in "abcd"))
+    hand.well(*"abcd")
+    for name in "abc":
+        hand.check(name)
+    assert ("storm" in hand.ledger.holds, "storm" in hand.alerts) == (True, False)
+    hand.reach("held:storm", "a")
+    assert "storm" in hand.alerts

@@ -54,6 +54,7 @@ class DockerEngine:
         self.host = f"unix://{self.socket}"
         self.environment = {**os.environ, "DOCKER_HOST": self.host, "DOCKER_CONFIG": str(folder / "config")}
         self._storage: tuple[str, ...] = ("overlay2", "vfs")
+        self._images: set[str] = set()
         self._process: subprocess.Popen[bytes] | None = None
 
     # -- the daemon --------------------------------------------------------------------------------------------------
@@ -220,9 +221,24 @@ class DockerEngine:
 
     def image(self, name: str) -> None:
         """Have an image: `busybox`, or a program of this machine (`redis-server`) with its libraries."""
-        if self.run_client("images", "-q", f"selfheal-{name}"):
-            return
-        self.run_client("import", "-", f"selfheal-{name}", text=_busybox() if name == "busybox" else _of_program(name))
+        if name not in self._images:
+            content = _busybox() if name == "busybox" else _of_program(name)
+            self.run_client("import", "-", f"selfheal-{name}", text=content)
+            self._images.add(name)
+
+    def tidy(self) -> None:
+        """Remove every container, as `docker rm -f` does."""
+        status, listed = self.ask("GET", "/containers/json?all=1")
+        assert status == 200, listed
+        for one in listed:
+            self.ask("DELETE", f"/containers/{one['Id']}?force=1", timeout=60.0)
+
+    def forget(self) -> None:
+        """Have the daemon forget what happened before: it remembers its last 256 events, whatever they are of."""
+        self.image("busybox")
+        for _ in range(260):
+            status, said = self.ask("POST", "/images/selfheal-busybox/tag?repo=selfheal-forgetful")
+            assert status == 201, said
 
     def with_compose(self) -> DockerEngine:
         """Give the command `docker` its plugin `compose`, building that once where Go is; else the test is skipped."""

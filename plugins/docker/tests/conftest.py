@@ -17,5 +17,4 @@ def _engine() -> Iterator[DockerEngine]:
 @pytest.fixture
 def docker(_engine: DockerEngine) -> Iterator[DockerEngine]:
     yield _engine
-    if names := _engine("ps", "-aq").split():
-        _engine("rm", "-f", *names)
+    _engine.tidy()

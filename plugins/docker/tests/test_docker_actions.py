@@ -33,12 +33,13 @@ def seen(one: DockerWorkload) -> Instance:
 
 def do(
     one: DockerWorkload, verb: str, expected: Instance | None = None, timeout: float = 20.0, **arguments: Any
-) -> None:
-    """Have a verb done, as an action on what is inspected before it."""
+) -> str:
+    """Have a verb done, as an action on what is inspected before it; return what it says."""
     context = Call(timeout=timeout)
-    context.expected = expected
-    context.arguments = arguments
-    asyncio.run(getattr(one, verb)(context))
+    context.verb, context.expected, context.arguments = verb, expected, arguments
+    said = asyncio.run(getattr(one, verb)(context))
+    assert isinstance(said, str)
+    return said
 
 
 # -- restart ---------------------------------------------------------------------------------------------------------
@@ -48,10 +49,11 @@ def test_a_restart_makes_a_new_incarnation_that_runs(docker: DockerEngine) -> No
     docker.idle(NAME)
     one = workload(docker)
     before = seen(one)
-    do(one, "restart", before)
+    said = do(one, "restart", before)
     after = seen(one)
     assert (after.run, after.id != before.id) == (Run.RUNNING, True)
     assert docker.state(NAME)["Running"] is True
+    assert said == f"restarted {NAME}: it runs as {after.id}"
 
 
 def test_one_that_has_ended_is_started_by_a_restart(docker: DockerEngine) -> None:
@@ -59,8 +61,9 @@ def test_one_that_has_ended_is_started_by_a_restart(docker: DockerEngine) -> Non
     docker.kill_process(NAME)
     one = workload(docker)
     until(lambda: seen(one).run is Run.EXITED, "it has ended")
-    do(one, "restart", seen(one))
+    said = do(one, "restart", seen(one))
     assert seen(one).run is Run.RUNNING
+    assert said == f"started {NAME}, which was ended by SIGKILL (code 137): it runs as {seen(one).id}"
 
 
 def test_one_that_ignores_the_stop_signal_is_killed_after_its_time(docker: DockerEngine) -> None:
@@ -103,7 +106,7 @@ def test_its_health_is_waited_for(docker: DockerEngine) -> None:
     docker.shell(NAME, "sleep 1.0 & wait $!; touch /tmp/well; while :; do sleep 0.05; done", *health)
     docker("exec", NAME, "rm", "-f", "/tmp/well")
     one = workload(docker, stop_timeout=0.0)
-    do(one, "restart", seen(one))
+    assert do(one, "restart", seen(one)).endswith(", healthy")
     assert docker.state(NAME)["Health"]["Status"] == "healthy"
 
 
@@ -186,9 +189,9 @@ def test_start_starts_and_twice_does_no_harm(docker: DockerEngine) -> None:
     docker.idle(NAME)
     docker("stop", NAME)
     one = workload(docker)
-    do(one, "start")
+    assert "started" in do(one, "start")
     first = seen(one)
-    do(one, "start", first)
+    assert "ran already" in do(one, "start", first)
     assert (first.run, seen(one).id) == (Run.RUNNING, first.id)
 
 
@@ -217,9 +220,9 @@ def test_start_does_not_end_somebody_s_pause(docker: DockerEngine) -> None:
 def test_stop_is_a_person_s_wish_and_twice_does_no_harm(docker: DockerEngine) -> None:
     docker.idle(NAME, "--restart", "always")
     one = workload(docker)
-    do(one, "stop", seen(one))
+    assert do(one, "stop", seen(one)) == f"stopped {NAME}"
     assert docker.state(NAME)["Status"] == "exited"
-    do(one, "stop", seen(one))
+    assert do(one, "stop", seen(one)) == f"{NAME} had ended already"
     assert seen(one).run is Run.STOPPED
     with pytest.raises(ActionFailed, match="left alone"):
         do(one, "restart", seen(one))
@@ -237,8 +240,9 @@ def test_it_is_given_more_upwards_only_and_to_a_maximum(docker: DockerEngine) ->
     docker.idle(NAME, "--memory", "32m", "--cpus", "0.5")
     one = workload(docker, memory_max="60m", cpus_max=0.8, grow=1.5)
     before = seen(one)
-    do(one, "scale_up", before)
+    said = do(one, "scale_up", before)
     assert resources(docker) == (48 << 20, 750_000_000)
+    assert said == f"raised memory from {32 << 20} to {48 << 20} bytes and processors from 0.5 to 0.75 of {NAME}"
     do(one, "scale_up", before)
     assert resources(docker) == (60 << 20, 800_000_000)
     with pytest.raises(ActionFailed, match="already"):
@@ -315,5 +319,19 @@ def test_probe_does_not_claim_what_it_cannot_know(docker: DockerEngine) -> None:
     context = Call()
     context.expected = seen(one)
     assert asyncio.run(one.probe(context)) is None, "the same one may be about to be restarted"
+    context.verb = "scale_up"
+    docker("restart", "-t", "0", NAME)
+    assert asyncio.run(one.probe(context)) is None, "what it had before cannot be told"
+    context.verb = "restart"
     docker("rm", "-f", NAME)
     assert asyncio.run(one.probe(context)) is None, "it is gone, which no restart of ours does"
+
+
+def test_after_a_crash_a_stop_is_told_by_its_end(docker: DockerEngine) -> None:
+    docker.idle(NAME)
+    one = workload(docker)
+    context = Call()
+    context.verb, context.expected = "stop", seen(one)
+    assert asyncio.run(one.probe(context)) is None, "Docker may still wait for it"
+    docker("stop", NAME)
+    assert asyncio.run(one.probe(context)) is Settled.DONE

@@ -90,10 +90,12 @@ def seen(one: ComposeWorkload) -> Instance:
     return asyncio.run(one.inspect(Call()))
 
 
-def do(one: ComposeWorkload, verb: str, expected: Instance | None = None, **arguments: Any) -> None:
+def do(one: ComposeWorkload, verb: str, expected: Instance | None = None, **arguments: Any) -> str:
     context = Call(timeout=30.0)
-    context.expected, context.arguments = expected, arguments
-    asyncio.run(getattr(one, verb)(context))
+    context.verb, context.expected, context.arguments = verb, expected, arguments
+    said = asyncio.run(getattr(one, verb)(context))
+    assert isinstance(said, str)
+    return said
 
 
 def test_a_service_is_all_its_containers(project: Project) -> None:
@@ -139,7 +141,10 @@ def test_a_restart_restarts_all_but_what_a_person_has_stopped(project: Project) 
     project.docker.kill_process("kh-api-2")
     until(lambda: project.running("api") == 1, "one runs")
     began = {name: project.docker.state(name)["StartedAt"] for name in ("kh-api-1", "kh-api-2", "kh-api-3")}
-    do(one, "restart", seen(one))
+    said = do(one, "restart", seen(one))
+    assert "restarted kh-api-1" in said
+    assert "started kh-api-2, which was ended by SIGKILL" in said
+    assert said.endswith("left alone, for somebody stopped them or Docker has them: 1")
     changed = [name for name, at in began.items() if project.docker.state(name)["StartedAt"] != at]
     assert changed == ["kh-api-1", "kh-api-2"]
     assert seen(one).count == 2
@@ -177,10 +182,14 @@ def test_s31_it_is_scaled_up_and_never_down_and_its_neighbours_keep_their_scale(
     project.docker("stop", "kh-worker-3")
     one = project.workload(instances_max=4)
     first = project.docker.state("kh-api-1")["StartedAt"]
-    do(one, "scale_up", seen(one), to=3)
+    context = Call()
+    context.verb, context.expected, context.arguments = "scale_up", seen(one), {"to": 3}
+    assert asyncio.run(one.probe(context)) is None
+    assert do(one, "scale_up", seen(one), to=3) == "3 containers of kh/api run, 1 before"
+    assert asyncio.run(one.probe(context)) is Settled.DONE
     assert project.running("api") == 3
     assert project.docker.state("kh-api-1")["StartedAt"] == first, "what runs is not made anew"
-    do(one, "scale_up", to=2)
+    assert "already" in do(one, "scale_up", to=2)
     assert project.running("api") == 3
     do(one, "scale_up", to=9)
     assert project.running("api") == 4, "instances_max"

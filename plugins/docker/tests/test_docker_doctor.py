@@ -15,7 +15,7 @@ from tests.builtin.receiver import Call
 from tests.stack.docker import DockerEngine
 
 from selfheal.core.model import Run
-from selfheal.errors import Problem
+from selfheal.errors import ActionFailed, Problem
 from selfheal_docker.compose import ComposeWorkload
 from selfheal_docker.workload import DockerWorkload
 
@@ -81,7 +81,7 @@ pytestmark = [pytest.mark.server, pytest.mark.real_time]
 def test_where_all_is_well_nothing_is_found_and_nothing_was_done(docker: DockerEngine) -> None:
     docker.idle(NAME, "--memory", "32m", "--cpus", "0.5")
     before = docker.data(NAME)
-    assert found(DockerWorkload(container=NAME, host=docker.host, memory_max="64m", cpus_max=1.0)) == []
+    assert found(DockerWorkload(container=NAME, host=docker.host, memory_max=64 << 20, cpus_max=1.0)) == []
     assert docker.data(NAME)["State"] == before["State"]
     assert docker.data(NAME)["HostConfig"] == before["HostConfig"]
     assert len(docker("ps", "-aq").split()) == 1
@@ -101,8 +101,12 @@ def test_a_docker_that_cannot_be_reached_is_found(docker: DockerEngine) -> None:
 def test_s62_what_a_socket_proxy_forbids_is_found_with_the_setting_that_allows_it(docker: DockerEngine) -> None:
     docker.idle(NAME, "--memory", "32m")
     with proxy(docker, "/restart", "/update", "/events") as host:
-        problems = said(found(DockerWorkload(container=NAME, host=host, memory_max="64m")))
-        assert asyncio.run(DockerWorkload(container=NAME, host=host).inspect(Call())).run is Run.RUNNING
+        problems = said(found(DockerWorkload(container=NAME, host=host, memory_max=64 << 20)))
+        one = DockerWorkload(container=NAME, host=host, memory_max=64 << 20)
+        assert asyncio.run(one.inspect(Call())).run is Run.RUNNING
+        for verb in (one.restart, one.scale_up):
+            with pytest.raises(ActionFailed, match="403"):
+                asyncio.run(verb(Call()))
     for words in ("restart is not allowed", "ALLOW_RESTARTS=1", "scale_up is not allowed", "EVENTS=1"):
         assert words in problems
     assert "start is not allowed here" not in problems.replace("restart", "")
@@ -122,7 +126,7 @@ def test_where_events_are_forbidden_the_policy_and_the_option_tell(docker: Docke
 def test_what_is_wrong_with_a_container_is_found(docker: DockerEngine) -> None:
     assert "no container kh-redis" in said(found(DockerWorkload(container=NAME, host=docker.host)))
     docker.idle(NAME, "--rm")
-    problems = said(found(DockerWorkload(container=NAME, host=docker.host, memory_max="64m", cpus_max=1.0)))
+    problems = said(found(DockerWorkload(container=NAME, host=docker.host, memory_max=64 << 20, cpus_max=1.0)))
     for words in ("--rm", "no memory limit", "no processor limit"):
         assert words in problems
 

@@ -169,30 +169,14 @@ def test_one_that_is_paused_is_left_to_whoever_paused_it(docker: DockerEngine) -
     assert seen(docker).run is Run.RUNNING
 
 
-def forgotten(docker: DockerEngine) -> None:
-    """Have Docker forget: it remembers its last 256 events, whoever they are of."""
-    docker.idle("busy")
-    for turn in range(130):
-        docker.ask(
-            "POST", f"/containers/{'busy' if turn % 2 == 0 else 'busier'}/rename?name={('busier', 'busy')[turn % 2]}"
-        )
-        docker.ask("POST", f"/containers/{('busier', 'busy')[turn % 2]}/kill?signal=URG")
-
-
-def test_what_docker_has_forgotten_is_told_by_the_restart_policy(docker: DockerEngine) -> None:
-    docker.idle(NAME, "--restart", "unless-stopped")
-    docker("stop", NAME)
-    forgotten(docker)
-    one = seen(docker)
-    assert one.run is Run.STOPPED, one
-
-
-def test_what_nobody_can_tell_is_what_the_option_says(docker: DockerEngine) -> None:
+def test_what_docker_has_forgotten_is_told_by_the_restart_policy_or_else_by_the_option(docker: DockerEngine) -> None:
     docker.idle(NAME)
-    docker("stop", NAME)
+    docker.idle("kh-policy", "--restart", "unless-stopped")
+    docker("stop", NAME, "kh-policy")
     knows = workload(docker)
     assert asyncio.run(knows.inspect(Call())).run is Run.STOPPED
-    forgotten(docker)
+    docker.forget()
+    assert seen(docker, "kh-policy").run is Run.STOPPED
     one = seen(docker)
     assert (one.run, "cannot be told" in one.detail) == (Run.EXITED, True), one
     assert seen(docker, unexplained_end="stopped").run is Run.STOPPED
@@ -309,6 +293,12 @@ def test_a_socket_that_may_not_be_opened_names_the_remedy(docker: DockerEngine) 
     docker.socket.chmod(0o660)
     with nobody(), pytest.raises(PermissionError, match="socket's group"):
         seen(docker)
+    with nobody():
+        (problem,) = asyncio.run(workload(docker).doctor(Call()))
+    assert problem.message.endswith("may not open Docker's socket")
+    assert problem.hint.startswith(
+        "let selfheal run in the socket's group (SupplementaryGroups=docker: that is root), or"
+    )
 
 
 def test_a_thousand_failing_inspections_leave_nothing_behind(docker: DockerEngine) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import attrs
 import pytest
 from tests.builtin.receiver import Call, descriptors
 from tests.stack.docker import DockerEngine
+from tests.stack.docker_or_systemd import Ear
 
 from selfheal.core.model import Instance, Run
 from selfheal_docker.workload import DockerWorkload
@@ -19,27 +19,6 @@ from selfheal_docker.workload import DockerWorkload
 pytestmark = [pytest.mark.server, pytest.mark.real_time]
 
 NAME = "kh-redis"
-
-
-@attrs.define
-class Ear:
-    """What was heard, and when."""
-
-    heard: list[tuple[float, Instance]] = attrs.field(factory=list)
-
-    async def until(self, true: Callable[[Instance], bool], what: str, seconds: float = 10.0) -> float:
-        """Wait until such an instance was heard; return when, monotonic."""
-        end = time.monotonic() + seconds
-        while True:
-            for at, instance in self.heard:
-                if true(instance):
-                    return at
-            assert time.monotonic() < end, f"not heard: {what}; heard {[one for _, one in self.heard]}"
-            await asyncio.sleep(0.002)
-
-    @property
-    def runs(self) -> list[Run]:
-        return [instance.run for _, instance in self.heard]
 
 
 @asynccontextmanager
@@ -114,9 +93,7 @@ def test_what_was_heard_is_known_after_docker_has_forgotten_it(docker: DockerEng
         async with listening(docker) as (ear, one):
             await person(docker, "stop", NAME)
             await ear.until(lambda instance: instance.run is Run.STOPPED, "the stop")
-            docker.idle("busy")
-            for _ in range(300):
-                await asyncio.to_thread(docker.ask, "POST", "/containers/busy/kill?signal=URG")
+            await asyncio.to_thread(docker.forget)
             return await one.inspect(Call())
 
     assert asyncio.run(story()).run is Run.STOPPED

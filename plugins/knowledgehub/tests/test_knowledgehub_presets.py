@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from selfheal import Backoff, Priority, Secret, Service, Step
 from selfheal.builtin.wire_checks import TcpCheck
-from selfheal.config import check, configure
+from selfheal.config import check, configure, load
 from selfheal.errors import ConfigurationError
 from selfheal.ladder import resolve_all
 from selfheal.loading import Tables, load_plugins
@@ -32,7 +33,7 @@ VARIABLES = {
     "MINIO_ACCESS_KEY": "hub",
     "MINIO_SECRET_KEY": "sesame-sesame",
 }
-OPTIONAL = ("WEAVIATE_API_KEY", "MINIO_SECURE", "DOCKER_HOST")
+OPTIONAL = ("WEAVIATE_API_KEY", "MINIO_SECURE", "NEO4J_AUTH", "DOCKER_HOST")
 
 SPECIFICATION = """
 database | high   | 3 | reconnect, restart              | 2 | 2, 60, 30
@@ -196,6 +197,23 @@ def test_a_neo4j_without_authentication_is_said_by_a_password_that_is_none() -> 
     neo4j = read({"neo4j": {"preset": "neo4j", "check": {"password": None}}})["neo4j"].check
     assert isinstance(neo4j, Neo4jCheck)
     assert neo4j.credentials() == {"scheme": "none"}
+
+
+def test_a_neo4j_without_authentication_is_said_in_toml_or_by_the_variable_of_its_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NEO4J_PASSWORD")
+    file = tmp_path / "selfheal.toml"
+    for written, variable in (("check = { authentication = false }", ""), ("", "none")):
+        monkeypatch.setenv("NEO4J_AUTH", variable)
+        file.write_text(f'[services.neo4j]\npreset = "neo4j"\n{written}\n')
+        assert check(file).problems == ()
+        (neo4j,) = load(file).services
+        assert isinstance(neo4j.check, Neo4jCheck)
+        assert neo4j.check.credentials() == {"scheme": "none"}
+    assert [problem for problem in check(file).warnings if "NEO4J_PASSWORD" in str(problem)] == []
+    monkeypatch.setenv("NEO4J_AUTH", "neo4j/sesame")
+    assert "password" in presets(os.environ)["neo4j"]["check"]
 
 
 @pytest.mark.parametrize(("interval", "timeout"), [(1, 0.8), (0.5, 0.4), (5, 4.0), (6.25, 5.0), (60, 5.0)])

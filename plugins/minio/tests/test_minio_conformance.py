@@ -5,16 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from typing import ClassVar
 
-import attrs
 import pytest
 
-from selfheal import Secret, Target
+from selfheal import Secret
 from selfheal.plugins import HealthCheck
 from selfheal.testing import servers
 from selfheal.testing.conformance import CheckConformance
-from selfheal.wire import Talk, WireCheck
 from selfheal_minio.checks import MinioCheck
 
 pytestmark = pytest.mark.real_time
@@ -35,45 +32,22 @@ def speak(client: socket.socket, stop: threading.Event) -> None:
             )
 
 
-@attrs.frozen(kw_only=True)
-class Light:
-    """The talk of the check alone: a class with both is called by the kit, never talked to."""
+class TestCheck(CheckConformance):
+    """Its talk and its check alike."""
 
-    kind: ClassVar[str] = "minio"
-    of: MinioCheck
-
-    def target(self) -> Target:
-        return self.of.target()
-
-    def talk(self) -> Talk:
-        return self.of.talk()
-
-
-class Both(CheckConformance):
     runs = 10
+    secret = TOKEN
 
     @pytest.fixture(autouse=True)
     def _well(self) -> Iterator[None]:
         with servers.serve(speak) as self.address:
             yield
 
-    def make(self) -> HealthCheck | WireCheck:
+    def make(self) -> HealthCheck:
         return self._at(self.address)
 
-    def make_broken(self, fault: str, address: str) -> HealthCheck | WireCheck:
+    def make_broken(self, fault: str, address: str) -> HealthCheck:
         return self._at(address)
 
-    def _at(self, address: str) -> HealthCheck | WireCheck:
-        raise NotImplementedError
-
-
-class TestDeep(Both):
     def _at(self, address: str) -> HealthCheck:
         return MinioCheck(url=f"http://{address}", access_key="watcher", secret_key=Secret(TOKEN), bucket="things")
-
-
-class TestLight(Both):
-    secret = TOKEN
-
-    def _at(self, address: str) -> WireCheck:
-        return Light(of=MinioCheck(url=f"http://{address}", access_key="w", secret_key=Secret(TOKEN), bucket="things"))

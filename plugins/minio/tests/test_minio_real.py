@@ -5,12 +5,11 @@ from __future__ import annotations
 import datetime
 import http.client
 import io
-import os
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,11 @@ from minio.minioadmin import MinioAdmin
 from tests.servers import until
 from tests.stack.asking import deep, left_by_deep_failures, left_by_light_failures, light, silence
 from tests.stack.minio import USER, Minio
+from tests.stack.small_disk import fill, small_disk
+from tests.stack.starved import starve
 
 from selfheal import Cause, CheckResult, Secret, Verdict
+from selfheal.shell.lanes import KEPT_CHECKS
 from selfheal.testing import servers
 from selfheal.testing.probing import Turned
 from selfheal_minio.checks import MinioCheck
@@ -160,6 +162,32 @@ def test_a_frozen_one_is_a_timeout_kept_new_and_deep(minio: Minio, turned: Turne
     is_(turned.run(lane), Verdict.PASSING, None)
 
 
+def test_one_without_a_descriptor_left_takes_nobody_and_within_ten_checks_that_is_seen(
+    minio: Minio, turned: Turned
+) -> None:
+    minio.start()
+    one = MinioCheck(url=minio.url)
+    lane = turned.runner.lane(one, 0.5, None)
+    is_(turned.run(lane), Verdict.PASSING, None)
+    starve(minio.pid, minio.port)
+    is_(light(one, 0.5), Verdict.FAILING, Cause.TIMEOUT)
+    seen = [turned.run(lane).cause for _ in range(KEPT_CHECKS)]
+    assert (seen[-1], set(seen[:-1])) == (Cause.TIMEOUT, {None})
+
+
+def test_while_a_large_object_is_loaded_all_is_well(minio: Minio) -> None:
+    minio.start()
+    client(minio).make_bucket(bucket_name=BUCKET)
+    size = 200 * 2**20
+    with ThreadPoolExecutor(1) as pool, Path("/dev/zero").open("rb") as zeros:
+        load = pool.submit(client(minio).put_object, BUCKET, "large", zeros, size)
+        while not load.done():
+            is_(light(check(minio)), Verdict.PASSING, None)
+        load.result()
+    assert client(minio).stat_object(bucket_name=BUCKET, object_name="large").size == size
+    is_(deep(check(minio)), Verdict.PASSING, None)
+
+
 def test_a_start_shows_nothing_but_unreachable_starting_and_passing(minio: Minio, turned: Turned) -> None:
     seen = [turned.run(MinioCheck(url=minio.url)).cause]
     minio.begin()
@@ -233,25 +261,15 @@ def test_of_four_drives_one_lost_degrades_two_make_it_read_only_and_three_end_it
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Minio]:
     """One drive, a tmpfs of 64 MiB."""
-    drive = tmp_path / "drive1"
-    drive.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(drive)], check=False).returncode:
-        if "minio" in os.environ.get("SELFHEAL_REQUIRE", "").split(","):
-            pytest.fail("a tmpfs cannot be mounted here")
-        pytest.skip("a tmpfs cannot be mounted here")
-    try:
-        with running(tmp_path) as one:
-            one.start()
-            client(one).make_bucket(bucket_name=BUCKET)
-            yield one
-    finally:
-        subprocess.run(["umount", "--lazy", str(drive)], check=True)
+    with small_disk(tmp_path / "drive1", 64 * 1024, "minio"), running(tmp_path) as one:
+        one.start()
+        client(one).make_bucket(bucket_name=BUCKET)
+        yield one
 
 
 def test_a_full_drive_is_full_and_its_health_pages_do_not_know(small: Minio) -> None:
     is_(deep(check(small)), Verdict.PASSING, None)
-    with (small.drives[0] / "ballast").open("wb") as ballast:
-        os.posix_fallocate(ballast.fileno(), 0, os.statvfs(small.drives[0]).f_bavail * 4096)
+    room = fill(small.drives[0])
 
     def refused() -> bool:
         try:
@@ -266,6 +284,9 @@ def test_a_full_drive_is_full_and_its_health_pages_do_not_know(small: Minio) -> 
     result = until(lambda: (one := deep(check(small))).verdict is Verdict.WARNING and one, "a deep check knows")
     assert result.cause is Cause.FULL
     assert result.details["least_free"] == 0.0
+    room.unlink()
+    until(lambda: not refused(), "MinIO goes on by itself when there is room")
+    until(lambda: deep(check(small)).verdict is Verdict.PASSING, "a deep check knows that too")
 
 
 # -- keys and buckets -----------------------------------------------------------------------------------------------

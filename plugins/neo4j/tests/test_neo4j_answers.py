@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,10 +19,12 @@ from tests.stack.asking import deep, light
 from selfheal import Cause, CheckResult, Secret, Verdict
 from selfheal.config import configure
 from selfheal.loading import load_plugins
+from selfheal.testing.stage import Stage
 from selfheal.wire import rehearse
 from selfheal_neo4j.bolt import FAILURE, IGNORED, RECORD, SUCCESS, NotBolt, Unpacked, message, pack
 from selfheal_neo4j.checks import Neo4jCheck, judge_databases, refused
 
+UNAUTHORIZED = "Neo.ClientError.Security.Unauthorized"
 NEWEST = b"\0\0\x04\x05"
 HELLO = message(SUCCESS, {"server": "Neo4j/5.26.0"}) + message(SUCCESS, {})
 ONE = message(SUCCESS, {"fields": ["1"]}) + message(RECORD, [1]) + message(SUCCESS, {})
@@ -61,6 +66,29 @@ def test_each_answer_has_its_meaning(replies: list[bytes], verdict: Verdict, cau
     result = said(*replies)
     assert (result.verdict, result.cause) == (verdict, cause), result
     assert word in result.summary
+
+
+LOGON = message(SUCCESS, {}) * 2
+
+
+def test_at_each_check_one_logs_in_again_on_the_same_connection() -> None:
+    talk = Neo4jCheck(uri="bolt://neo4j", password=Secret("sesame")).talk()
+    heard = [*rehearse(talk, NEWEST, HELLO, ONE, LOGON, ONE, message(FAILURE, {"code": UNAUTHORIZED}))]
+    results = [one for one in heard if isinstance(one, CheckResult)]
+    assert [(one.verdict, one.cause) for one in results] == [
+        (Verdict.PASSING, None),
+        (Verdict.PASSING, None),
+        (Verdict.FAILING, Cause.AUTH),
+    ]
+
+
+def test_where_one_cannot_log_in_again_one_asks_on() -> None:
+    old = [b"\0\0\0\x05", message(SUCCESS, {})]
+    heard = [
+        *itertools.islice(rehearse(Neo4jCheck(uri="bolt://neo4j", password=Secret("s")).talk(), *old, ONE, ONE), 6)
+    ]
+    assert [one.verdict for one in heard if isinstance(one, CheckResult)] == [Verdict.PASSING] * 2
+    assert b"\x6b" not in b"".join(one for one in heard if isinstance(one, bytes))
 
 
 def test_an_answer_may_come_byte_by_byte() -> None:
@@ -157,6 +185,20 @@ def test_options_that_make_no_sense_are_refused_with_a_word(options: dict[str, A
 def test_nothing_of_the_driver_is_imported_for_a_light_check() -> None:
     code = "import sys, selfheal_neo4j.checks; sys.exit('neo4j' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_doctor_says_that_a_folder_shows_no_disk(tmp_path: Path) -> None:
+    async def proven(folder: Path) -> list[str]:
+        one = Neo4jCheck(uri="bolt://neo4j", data_path=folder)
+        stage = Stage()
+        context = stage.contexts.for_check("neo4j", one, 5.0, deep=False)
+        found = await one.doctor(context)
+        stage.contexts.threads.close()
+        return [str(problem) for problem in found]
+
+    assert anyio.run(proven, tmp_path) == []
+    (said,) = anyio.run(proven, tmp_path / "nowhere")
+    assert said.startswith("check.data_path: cannot be looked at: No such file")
 
 
 def test_s65_without_the_driver_a_deep_check_could_not_run(monkeypatch: pytest.MonkeyPatch) -> None:

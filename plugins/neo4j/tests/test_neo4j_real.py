@@ -5,22 +5,30 @@ from __future__ import annotations
 import datetime
 import gc
 import http.client
+import json
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import trustme
 from tests.servers import until
 from tests.stack.asking import deep, left_by_deep_failures, left_by_light_failures, light, silence
 from tests.stack.neo4j import PASSWORD, USER, Neo4j
+from tests.stack.small_disk import fill, small_disk
+from tests.stack.starved import starve
 
 from selfheal import Cause, CheckResult, Secret, Verdict
+from selfheal.core.model import NOT_CURED
+from selfheal.shell.lanes import KEPT_CHECKS
 from selfheal.testing import servers
 from selfheal.testing.probing import Turned
 from selfheal_neo4j.checks import Neo4jCheck
@@ -76,19 +84,23 @@ def _certify(folder: Path, days: float) -> Path:
     return folder / "authority.pem"
 
 
-@pytest.fixture(scope="module")
-def well(seed: Neo4j, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Neo4j]:
-    """One that stays well, with and without TLS: nobody here may harm it. Its certificate ends in three days."""
-    folder = tmp_path_factory.mktemp("well")
-    _certify(folder, 3.0)
-    policy = {
+def tls_of(folder: Path) -> dict[str, str]:
+    """Return the settings of a server that also speaks TLS, with the certificate in a folder."""
+    return {
         "dbms__ssl__policy__bolt__enabled": "true",
         "dbms__ssl__policy__bolt__base_directory": str(folder),
         "dbms__ssl__policy__bolt__private_key": "private.key",
         "dbms__ssl__policy__bolt__public_certificate": "public.crt",
         "server__bolt__tls_level": "OPTIONAL",
     }
-    with copied(seed, folder, **policy) as one:
+
+
+@pytest.fixture(scope="module")
+def well(seed: Neo4j, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Neo4j]:
+    """One that stays well, with and without TLS: nobody here may harm it. Its certificate ends in three days."""
+    folder = tmp_path_factory.mktemp("well")
+    _certify(folder, 3.0)
+    with copied(seed, folder, **tls_of(folder)) as one:
         one.start()
         yield one
 
@@ -151,13 +163,6 @@ def test_over_tls_it_passes_and_a_certificate_that_ends_soon_is_a_warning(well: 
     gc.collect()
 
 
-def test_a_certificate_that_has_ended_is_config() -> None:
-    with servers.tls_expired() as server:
-        one = Neo4jCheck(uri=f"bolt+s://{server.address}", authority=server.authority)
-        assert "expired" in is_(light(one), Verdict.FAILING, Cause.CONFIG).summary
-        assert "expired" in is_(deep(one), Verdict.FAILING, Cause.CONFIG).summary
-
-
 # -- keys and databases ---------------------------------------------------------------------------------------------
 
 
@@ -181,15 +186,18 @@ def test_a_user_shut_out_after_wrong_passwords_is_auth_as_well(well: Neo4j) -> N
     is_(light(check(well)), Verdict.PASSING, None)
 
 
-def test_a_password_changed_while_it_runs_is_auth_until_the_new_one_is_read(well: Neo4j) -> None:
+def test_a_password_changed_while_it_runs_is_auth_until_the_new_one_is_read(well: Neo4j, turned: Turned) -> None:
     user(well, "watcher")
     held = [GIVEN]
     one = check(well, user="watcher", password=Secret(lambda: held[0], source="env PASSWORD"))
-    is_(light(one), Verdict.PASSING, None)
+    lane = turned.runner.lane(one, 5.0, None)
+    is_(turned.run(lane), Verdict.PASSING, None)
     assert well.ask("ALTER USER watcher SET PASSWORD 'sesame-the-other' CHANGE NOT REQUIRED", "system")[0] == 202
-    is_(light(one), Verdict.FAILING, Cause.AUTH)
+    assert turned.runner.connections == 1
+    is_(turned.run(lane), Verdict.FAILING, Cause.AUTH)  # the kept connection, which is logged in
     is_(deep(one), Verdict.FAILING, Cause.AUTH)
     held[0] = "sesame-the-other"
+    is_(turned.run(lane), Verdict.PASSING, None)
     is_(light(one), Verdict.PASSING, None)
     is_(deep(one), Verdict.PASSING, None)
 
@@ -225,7 +233,7 @@ def test_the_port_of_http_is_told_from_that_of_bolt(well: Neo4j) -> None:
 # -- the process ----------------------------------------------------------------------------------------------------
 
 
-def test_it_starts_freezes_and_is_killed(seed: Neo4j, tmp_path: Path, turned: Turned) -> None:
+def test_it_starts_freezes_takes_nobody_any_more_and_is_killed(seed: Neo4j, tmp_path: Path, turned: Turned) -> None:
     with copied(seed, tmp_path) as one:
         is_(deep(check(one)), Verdict.FAILING, Cause.UNREACHABLE)
         lane = turned.runner.lane(check(one), 2.0, None)
@@ -246,9 +254,18 @@ def test_it_starts_freezes_and_is_killed(seed: Neo4j, tmp_path: Path, turned: Tu
         one.thaw()
         until(lambda: turned.run(lane).verdict is Verdict.PASSING, "it goes on")
 
+        lane = turned.runner.lane(check(one), 1.0, None)
+        is_(turned.run(lane), Verdict.PASSING, None)
+        starve(one.pid, one.http_port)
+        is_(light(check(one), 0.5), Verdict.FAILING, Cause.TIMEOUT)
+        seen = [turned.run(lane).cause for _ in range(KEPT_CHECKS)]
+        assert (seen[-1], set(seen[:-1])) == (Cause.TIMEOUT, {None})
+        subprocess.run(["prlimit", "--pid", str(one.pid), "--nofile=4096:"], check=True)
+        until(lambda: turned.run(lane).verdict is Verdict.PASSING, "it takes connections again")
+
         one.kill()
         began = time.monotonic()
-        turned.turn(lambda: turned.lost == [lane])
+        turned.turn(lambda: lane in turned.lost)
         assert time.monotonic() - began < 0.5
         is_(turned.run(lane), Verdict.FAILING, Cause.UNREACHABLE)
 
@@ -272,24 +289,99 @@ def test_a_database_that_cannot_be_opened_is_told_from_one_that_starts(seed: Neo
             assert result.details["databases"] == 2
 
 
-def test_one_that_may_not_be_written_is_read_only_and_a_crowd_is_overloaded(seed: Neo4j, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # asyncio's, see above
+def test_one_is_read_only_has_an_expired_certificate_and_a_crowd(seed: Neo4j, tmp_path: Path) -> None:
+    authority = _certify(tmp_path, -1.0)
     most = {"db__transaction__concurrent__maximum": "4"}
-    with copied(seed, tmp_path, server__databases__read_only="neo4j", **most) as one:
+    with copied(seed, tmp_path, server__databases__read_only="neo4j", **most, **tls_of(tmp_path)) as one:
         one.start()
+        late = check(one, uri=one.uri.replace("bolt:", "bolt+s:"), authority=authority)
+        for result in (light(late), deep(late)):
+            assert "expired" in is_(result, Verdict.FAILING, Cause.CONFIG).summary
         assert one.ask("CREATE (n)")[0] == 400
         is_(light(check(one)), Verdict.PASSING, None)
         assert "read-only" in is_(deep(check(one)), Verdict.WARNING, Cause.READ_ONLY).summary
         is_(deep(check(one, writable=False)), Verdict.PASSING, None)
-
-        crowd = http.client.HTTPConnection("127.0.0.1", one.http_port, timeout=10.0)
         for _ in range(4):
-            crowd.request("POST", "/db/neo4j/tx", '{"statements": []}', one.headers())
-            answer = crowd.getresponse()
-            answer.read()
-            assert answer.status == 201
-        crowd.close()
+            transaction(one)
+        assert "MaximumTransactionLimitReached" in str(one.ask("RETURN 1"))
         is_(light(check(one)), Verdict.FAILING, Cause.OVERLOADED)
         is_(deep(check(one)), Verdict.FAILING, Cause.OVERLOADED)
+
+
+def transaction(one: Neo4j, path: str = "/db/neo4j/tx", *statements: str) -> str:
+    """Begin a transaction that stays open, or go on with one; return where it is."""
+    body = json.dumps({"statements": [{"statement": each} for each in statements]})
+    connection = http.client.HTTPConnection("127.0.0.1", one.http_port, timeout=20.0)
+    try:
+        connection.request("POST", path, body, one.headers())
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status in (200, 201)
+        return urlsplit(answer.getheader("Location") or path).path
+    finally:
+        connection.close()
+
+
+def test_without_authentication_it_takes_a_load_until_its_memory_is_full(seed: Neo4j, tmp_path: Path) -> None:
+    """While a large load runs all is well; one that takes all memory of transactions leaves none for a question."""
+    settings = {"dbms__security__auth_enabled": "false", "dbms__memory__transaction__total__max": "11m"}
+    with copied(seed, tmp_path, **settings) as one:
+        one.start()
+        anybody = Neo4jCheck(uri=one.uri, authentication=False, password=Secret(WRONG))
+        assert anybody.password is None
+        load = "UNWIND range(1, 50000) AS i CALL (i) {CREATE (:Thing {text: toString(i)})} IN TRANSACTIONS OF 1000 ROWS"
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(one.ask, load)
+            while not running.done():
+                is_(light(anybody), Verdict.PASSING, None)
+            assert running.result()[0] == 202
+        assert int(one.ask("MATCH (n:Thing) RETURN count(n)")[1]["data"]["values"][0][0]) == 50000
+        is_(deep(anybody), Verdict.PASSING, None)
+
+        much = "UNWIND range(1, 1500) AS i CREATE (:Thing {text: 'x' + toString(i)})"
+        where = transaction(one)
+
+        def full() -> bool:
+            transaction(one, where, much)
+            return "MemoryPoolOutOfMemory" in str(one.ask("RETURN 1"))
+
+        until(full, "no memory is left for transactions")
+        for result in (light(anybody), deep(anybody)):
+            assert "memory" in is_(result, Verdict.FAILING, Cause.OVERLOADED).summary
+
+
+@pytest.mark.slow
+def test_a_disk_that_was_full_stops_its_database_until_there_is_room_and_it_is_restarted(
+    seed: Neo4j, tmp_path: Path
+) -> None:
+    """It is online, as it says, and takes neither reads nor writes any more."""
+    with small_disk(tmp_path / "disk", 300 * 1024, "neo4j") as disk, copied(seed, disk) as one:
+        one.start()
+        is_(light(check(one)), Verdict.PASSING, None)
+        ballast = fill(disk)
+        one.ask("UNWIND range(1, 2000) AS i CREATE (:Thing {text: 'x' + toString(i)})")
+
+        def refuses() -> bool:
+            _, said = one.ask("SHOW DATABASE neo4j YIELD currentStatus, statusMessage", "system")
+            given_up: bool = said["data"]["values"] == [["online", "No space left on device"]]
+            return given_up and "errors" in str(one.ask("MATCH (n) RETURN count(n)"))
+
+        until(refuses, "it has given its database up")
+        for freed in (False, True):
+            if freed:
+                ballast.unlink()
+                assert refuses()
+            for result in (light(check(one)), deep(check(one))):
+                assert "No space left" in is_(result, Verdict.FAILING, Cause.FULL).summary
+            seeing = check(one, data_path=disk)
+            for result in (light(seeing), deep(seeing)):  # a restart is taken for the one cause, not for the other
+                is_(result, Verdict.FAILING, Cause.ERROR if freed else Cause.FULL)
+                assert (result.cause in NOT_CURED) is not freed
+        one.kill()
+        one.start()
+        is_(light(check(one)), Verdict.PASSING, None)
+        is_(deep(check(one)), Verdict.PASSING, None)
 
 
 # -- what is left behind --------------------------------------------------------------------------------------------

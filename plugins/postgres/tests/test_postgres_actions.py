@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, ClassVar
 
 import anyio
@@ -114,7 +118,7 @@ def sessions(server: Server, state: str) -> int:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_reconnect_logs_in_anew_twice_if_need_be(primary: Server, backend: str) -> None:
     for _ in range(2):
-        done(called(Reconnect().run, watching(primary), backend=backend))
+        assert done(called(Reconnect().run, watching(primary), backend=backend)) == "logged in anew"
     until(
         lambda: primary.ask("SELECT count(*) FROM pg_stat_activity WHERE usename = 'watcher'") == "0",
         "nothing stays open",
@@ -176,11 +180,12 @@ def test_abandoned_transactions_are_ended_and_nobody_else(primary: Server) -> No
         until(lambda: oldest(primary) > 1.0, "they have been idle for a second")
         done(called(Reconnect(end_idle_transactions=1.0, roles=["doctor"]).run, check))
         assert sessions(primary, "idle in transaction") == 4
-        done(called(Reconnect(end_idle_transactions=1.0, limit=1).run, check))
+        said = str(done(called(Reconnect(end_idle_transactions=1.0, limit=1).run, check)))
+        assert re.fullmatch(r"logged in anew; ended 1 sessions idle in a transaction: \d+ \(watcher\)", said)
         until(lambda: sessions(primary, "idle in transaction") == 3, "the oldest one is ended")
         done(called(Reconnect(end_idle_transactions=1.0).run, check))
         until(lambda: sessions(primary, "idle in transaction") == 2, "both of the watcher's are ended")
-        done(called(Reconnect(end_idle_transactions=1.0).run, check))
+        assert "no session was idle" in str(done(called(Reconnect(end_idle_transactions=1.0).run, check)))
         left = primary.ask(
             "SELECT string_agg(usename || '@' || datname, ',' ORDER BY usename) FROM pg_stat_activity "
             "WHERE state = 'idle in transaction'"
@@ -246,13 +251,15 @@ def test_s32_failover_stops_the_old_primary_then_promotes_the_standby_which_keep
     promoter.ask("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n")
     action, check, workload = named(standby, fence="stop"), watching(promoter), Postmaster(server=promoter)
     assert done(called(action.probe, check, workload=workload)) is None
-    done(called(action.run, check, workload=workload))
+    said = done(called(action.run, check, workload=workload))
+    assert said == f"127.0.0.1:{standby.port} is the primary now; the old one was stopped first"
     assert not promoter.alive
     assert not recovering(standby)
     assert standby.ask("SELECT count(*) FROM t") == "1000"
     standby.ask("INSERT INTO t VALUES (0)")
     assert done(called(action.probe, check, workload=workload)) is Settled.DONE
-    done(called(action.run, check, workload=workload))  # again: there is nothing to do
+    again = done(called(action.run, check, workload=workload))
+    assert again == f"127.0.0.1:{standby.port} was the primary already"
     assert standby.ask("SELECT count(*) FROM t") == "1001"
     result = asking.light(PostgresCheck(url=standby.url(), expect="primary"))
     assert result.verdict is Verdict.PASSING
@@ -268,6 +275,40 @@ def test_s32_failover_after_the_primary_was_killed_keeps_what_had_been_replicate
     promoter.kill()
     done(called(named(standby, fence="inspect").run, watching(promoter), workload=Postmaster(server=promoter)))
     assert standby.ask("SELECT count(*) FROM t") == "1000"
+
+
+def test_who_stopped_the_old_primary_and_could_not_promote_says_that_it_is_down(
+    promoter: Server, standby: Server
+) -> None:
+    """Nothing heals what was stopped on purpose: whoever is called must know that it was."""
+
+    @attrs.frozen(kw_only=True)
+    class Both(Postmaster):
+        async def stop(self, context: ActionContext) -> None:
+            await context.blocking(promoter.kill)
+            await context.blocking(standby.kill)
+
+    said = refused(called(named(standby, fence="stop").run, watching(promoter), workload=Both(server=promoter)))
+    assert "the old primary was stopped for this and stays so" in said
+    assert f"127.0.0.1:{standby.port}" in said
+
+
+def test_a_promotion_that_takes_longer_than_the_step_is_told_in_its_own_words(
+    promoter: Server, standby: Server
+) -> None:
+    """The process that would promote it is frozen: it has the order, and is no primary yet."""
+    children = Path(f"/proc/{standby.pid}/task/{standby.pid}/children").read_text().split()
+    (startup,) = (int(one) for one in children if b"startup" in Path(f"/proc/{one}/cmdline").read_bytes())
+    os.kill(startup, signal.SIGSTOP)
+    try:
+        outcome = called(
+            named(standby, fence="stop").run, watching(promoter), workload=Postmaster(server=promoter), timeout=5.0
+        )
+    finally:
+        os.kill(startup, signal.SIGCONT)
+    said = refused(outcome)
+    assert "was told to become the primary, and is none yet; the old primary was stopped for this" in said
+    until(lambda: not recovering(standby), "it becomes one after all")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.cli.conftest import House
 from tests.servers import free_port, until
+from tests.stack.fleets import EAGER
 from tests.stack.prometheus import PrometheusServer, promtool
 
 pytestmark = [pytest.mark.server, pytest.mark.real_time]
@@ -22,15 +23,6 @@ def in_the_journal(house: House, sql: str) -> Any:
     with closing(sqlite3.connect(f"file:{house.state / 'selfheal.db'}?mode=ro", uri=True, timeout=10.0)) as journal:
         return journal.execute(sql).fetchone()[0]
 
-
-EAGER = """
-flapping = []
-budgets = []
-budget_floor = 100
-probation = "0s"
-backoff = { initial = "100ms", cap = "100ms" }
-"""
-"""A fleet that is repaired at once, however often it breaks."""
 
 RESTARTS = "SELECT count(*) FROM records WHERE kind = 'intended' AND service = 'web'"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -56,9 +58,11 @@ class Acting:
         assert WRONG not in repr(outcome.error)
         return outcome
 
-    async def does(self, action: Any, check: Any, workload: Any = None, timeout: float = 5.0) -> None:
+    async def does(self, action: Any, check: Any, workload: Any = None, timeout: float = 5.0) -> str:
         outcome = await self.run(action, check, workload, timeout)
         assert outcome.ending is Ending.VALUE, outcome.error
+        assert isinstance(outcome.value, str)
+        return outcome.value
 
     async def refuses(self, action: Any, check: Any, workload: Any = None, timeout: float = 5.0) -> str:
         outcome = await self.run(action, check, workload, timeout)
@@ -88,7 +92,7 @@ async def test_reconnect_replaces_our_own_connection_and_never_fails_for_the_ser
     first = next(line for line in redis.ask("CLIENT", "LIST").splitlines() if "name=selfheal" in line).split(" ")[0]
     async with acting() as act:
         for _ in range(2):
-            await act.does(Reconnect(), check)
+            assert "made anew" in await act.does(Reconnect(), check)
         turned.run(lane)
         turned.run(lane)
         assert f"{first} " not in redis.ask("CLIENT", "LIST")
@@ -124,8 +128,12 @@ async def test_clients_are_ended_by_name_and_nobody_else(redis: RedisServer) -> 
     web.ask("CLIENT", "SETNAME", "web")
     ours.ask("CLIENT", "SETNAME", "selfheal")
     async with acting() as act:
-        for name in ("worker-*", "worker-*", "self*"):  # a second time there is nobody, and ours are never ended
+        said = [
             await act.does(Reconnect(kill_name=name), RedisCheck(url=redis.url))
+            for name in ("worker-*", "worker-*", "self*")  # a second time there is nobody, and ours are never ended
+        ]
+    assert said[0].startswith("ended 1 clients: worker-7@127.0.0.1:")
+    assert said[1] == said[2] == "no client met what was asked for, and none was ended"
     assert web.ask("PING") == ours.ask("PING") == "PONG"
     with pytest.raises((EOFError, OSError)):
         worker.ask("PING")
@@ -191,8 +199,9 @@ async def test_a_cache_is_reset_by_pattern_and_the_rest_stays(redis: RedisServer
     fill(redis, 5000, 50)
     fill(redis, 100, 0, "session:")
     async with acting() as act:
-        for _ in range(2):
-            await act.does(ResetCache(pattern="cache:*", batch=100), RedisCheck(url=redis.url))
+        for keys in (5000, 0):
+            said = await act.does(ResetCache(pattern="cache:*", batch=100), RedisCheck(url=redis.url))
+            assert said == f"removed {keys} keys that match 'cache:*'"
             assert redis.ask("DBSIZE") == 150
     assert len(redis.ask("KEYS", "session:*")) == 100
 
@@ -203,8 +212,8 @@ async def test_a_database_is_emptied_and_the_others_stay(redis: RedisServer) -> 
     redis.ask("SWAPDB", "0", "3")
     fill(redis, 50, 0)
     async with acting() as act:
-        for _ in range(2):
-            await act.does(ResetCache(database=3), RedisCheck(url=redis.url))
+        for words in ("emptied database 3: 100 keys were removed", "database 3 was empty already"):
+            assert await act.does(ResetCache(database=3), RedisCheck(url=redis.url)) == words
             assert redis.ask("DBSIZE") == 50
         await act.does(ResetCache(database=0, pattern="cache:1*"), RedisCheck(url=f"{redis.url[:-1]}3"))
     assert redis.ask("DBSIZE") == 39
@@ -252,12 +261,47 @@ async def test_a_deadline_ends_it_and_another_run_goes_on(redis: RedisServer) ->
         assert outcome.ending is not Ending.VALUE
         assert time.monotonic() - began < 1.5
         redis.thaw()
-        outcome = await act.run(ResetCache(pattern="cache:*", batch=1), check, timeout=0.1)
-        assert outcome.ending is Ending.TIMED_OUT, outcome
-        assert outcome.ended - outcome.started < 0.2  # the driver's time-outs lose a cancellation; see `line`
-        assert 0 < redis.ask("DBSIZE") <= 30_000
-        await act.does(ResetCache(pattern="cache:*"), check)
+        left = redis.ask("DBSIZE")
+        outcome = await act.run(ResetCache(pattern="cache:*", batch=1), check, timeout=0.3)
+        assert outcome.ended - outcome.started < 0.4
+        assert isinstance(outcome.error, ActionFailed), outcome
+        removed = left - redis.ask("DBSIZE")
+        assert 0 < removed < left
+        assert f"{removed} keys were removed before that" in str(outcome.error)
+        rest = await act.does(ResetCache(pattern="cache:*"), check)
+        assert rest == f"removed {left - removed} keys that match 'cache:*'"
         assert redis.ask("DBSIZE") == 0
+
+
+async def test_one_that_is_cancelled_in_the_middle_ends_at_once(redis: RedisServer) -> None:
+    """The driver's own time-outs lose a cancellation; see `line`."""
+    redis.start()
+    fill(redis, 30_000, 0)
+    async with acting() as act:
+        check, action = RedisCheck(url=redis.url), ResetCache(pattern="cache:*", batch=1)
+        context = act.stage.contexts.for_action(SERVICE, action, 5.0, Act(key="1/redis/1/0", check=check))
+        outcome, took = await act.stage.cancelled_after(0.1, lambda: action.run(context), "action")
+        assert outcome.ending is Ending.CANCELLED, outcome
+        assert took < 0.2
+    assert 0 < redis.ask("DBSIZE") < 30_000
+
+
+async def test_a_server_that_dies_in_the_middle_is_a_failure_that_says_how_far_it_came(redis: RedisServer) -> None:
+    redis.start()
+    fill(redis, 30_000, 0)
+
+    def kill() -> None:
+        until(lambda: redis.ask("DBSIZE") < 29_000, "some keys are gone")
+        redis.kill()
+
+    async with acting() as act:
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            said = await act.refuses(ResetCache(pattern="cache:*", batch=1), RedisCheck(url=redis.url), timeout=20.0)
+        finally:
+            killer.join()
+    assert re.search(r"keys were removed before that$", said), said
 
 
 @pytest.mark.parametrize("pattern", ["*", "?ache:*", "[c]ache:*", "", "\\*"])

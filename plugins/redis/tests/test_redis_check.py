@@ -6,7 +6,6 @@ import datetime
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,9 +16,12 @@ import pytest
 import trustme
 from tests.servers import free_port, until
 from tests.stack.redis import RedisClient, RedisSentinel, RedisServer
+from tests.stack.small_disk import small_disk
+from tests.stack.starved import starve
 
 from selfheal.core.model import Cause, CheckResult, Verdict
 from selfheal.secret import Secret
+from selfheal.shell.lanes import KEPT_CHECKS
 from selfheal.testing import servers
 from selfheal.testing.probing import Turned
 from selfheal_redis.check import RedisCheck
@@ -153,6 +155,51 @@ def test_a_password_changed_while_running_is_heard_of_on_the_kept_connection(
         assert logged_in.ask("PING") == "PONG"  # those who are in stay in
     result = turned.run(lane)
     assert (result.verdict, result.cause) == (Verdict.FAILING, Cause.AUTH)
+
+
+def test_a_first_password_set_while_running_is_heard_of_on_the_kept_connection(
+    redis: RedisServer, turned: Turned
+) -> None:
+    """Who is in stays in; only who asks as a new client does hears that no other one comes in."""
+    redis.start()
+    lane = turned.runner.lane(RedisCheck(url=redis.url), 2.0, None)
+    with RedisClient(redis) as inside:
+        assert inside.ask("PING") == "PONG"
+        for _ in range(3):
+            assert turned.run(lane).verdict is Verdict.PASSING
+        assert "name=selfheal" in inside.ask("CLIENT", "LIST")
+        assert inside.ask("CONFIG", "SET", "requirepass", "open") == "OK"
+        assert inside.ask("PING") == "PONG"
+        assert redis.ask("PING").startswith("-NOAUTH")
+        result = turned.run(lane)
+    assert (result.verdict, result.cause) == (Verdict.FAILING, Cause.AUTH)
+    assert "no password" in result.summary
+    assert turned.runner.connections == 0
+
+
+def test_one_that_cannot_make_a_connection_as_new_is_seen_through_after_ten_checks(
+    redis: RedisServer, turned: Turned
+) -> None:
+    redis.start("--rename-command", "RESET", "")
+    assert "unknown command" in redis.ask("RESET")
+    lane = turned.runner.lane(RedisCheck(url=redis.url), 2.0, None)
+    with RedisClient(redis) as inside:
+        assert turned.run(lane).verdict is Verdict.PASSING
+        assert inside.ask("CONFIG", "SET", "requirepass", "open") == "OK"
+        seen = [turned.run(lane).cause for _ in range(KEPT_CHECKS)]
+    assert (seen[-1], set(seen[:-1])) == (Cause.AUTH, {None})
+
+
+def test_one_without_a_descriptor_left_takes_nobody_and_within_ten_checks_that_is_seen(
+    redis: RedisServer, turned: Turned
+) -> None:
+    redis.start()
+    lane = turned.runner.lane(RedisCheck(url=redis.url), 0.5, None)
+    assert turned.run(lane).verdict is Verdict.PASSING
+    starve(redis.pid, redis.port, b"PING\r\n")
+    failing(turned, RedisCheck(url=redis.url), Cause.TIMEOUT, 0.5)
+    seen = [turned.run(lane).cause for _ in range(KEPT_CHECKS)]
+    assert (seen[-1], set(seen[:-1])) == (Cause.TIMEOUT, {None})
 
 
 def test_a_user_without_the_right_to_ask_is_told_the_right_to_add(redis: RedisServer, turned: Turned) -> None:
@@ -346,22 +393,8 @@ def test_a_save_that_failed_is_a_full_disk_and_no_reason_to_restart(redis: Redis
     assert "save failed" in warned(turned, RedisCheck(url=redis.url), Cause.FULL)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("this machine lets nobody mount a small disk")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
-
-
-def test_a_disk_that_filled_up_under_the_append_only_file(small_disk: Path, turned: Turned) -> None:
-    with RedisServer(small_disk / "redis") as redis:
+def test_a_disk_that_filled_up_under_the_append_only_file(tmp_path: Path, turned: Turned) -> None:
+    with small_disk(tmp_path / "disk", 1024, "redis") as disk, RedisServer(disk / "redis") as redis:
         redis.start("--appendonly", "yes", "--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0")
         with RedisClient(redis) as client:
             until(lambda: str(client.ask("SET", "k", "x" * 200_000)).startswith("-MISCONF"), "writes are refused")
@@ -504,6 +537,12 @@ def test_over_tls_a_real_one_passes_and_a_wrong_authority_is_config(tmp_path: Pa
         failing(turned, attrs.evolve(check, server_name="else.example"), Cause.CONFIG)
         passing(turned, attrs.evolve(check, authority=None, verify=False))
         warned(turned, attrs.evolve(check, warn_before=200 * 86400.0), Cause.CONFIG)
+
+        ends = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+        late = authority.issue_cert("127.0.0.1", not_before=ends - datetime.timedelta(days=30), not_after=ends)
+        late.private_key_and_cert_chain_pem.write_to_path(own)
+        assert redis.ask("CONFIG", "SET", "tls-cert-file", own, "tls-key-file", own) == "OK"
+        assert "expired" in failing(turned, check, Cause.CONFIG)
 
 
 def test_a_certificate_that_has_ended_is_config(turned: Turned) -> None:

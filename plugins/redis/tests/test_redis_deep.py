@@ -144,6 +144,21 @@ async def test_who_may_not_come_in_is_auth_also_when_the_password_changes_under_
         await look.finds(check, Verdict.FAILING, Cause.AUTH)
 
 
+@pytest.mark.parametrize("knows_reset", [True, False])
+async def test_a_first_password_set_under_a_kept_connection_is_auth(redis: RedisServer, knows_reset: bool) -> None:
+    redis.start(*(() if knows_reset else ("--rename-command", "RESET", "")))
+    check = RedisCheck(url=redis.url.replace("/0", "/3"), write_key="probe")
+    async with looking() as look:
+        with RedisClient(redis) as inside:
+            for _ in range(2):
+                await look.finds(check, Verdict.PASSING, None)
+                ours = [line for line in inside.ask("CLIENT", "LIST").splitlines() if " name=selfheal " in line]
+                assert [line for line in ours if " db=3 " in line] == ours != []  # in its database, under its name
+            inside.ask("CONFIG", "SET", "requirepass", "open")
+            assert redis.ask("PING").startswith("-NOAUTH")
+            assert "no password" in (await look.finds(check, Verdict.FAILING, Cause.AUTH)).summary
+
+
 async def test_a_user_with_few_rights_gets_what_they_allow(redis: RedisServer) -> None:
     redis.start("--user", "watcher", "on", ">sesame", "-@all", "+ping", "+role", "+info")
     async with looking() as look:

@@ -92,9 +92,11 @@ class Acting:
             lambda: action.run(self._context(action, server, workload, timeout)), timeout, "action"
         )
 
-    async def does(self, action: Failover, server: RedisServer, workload: Any = None, timeout: float = 8.0) -> None:
+    async def does(self, action: Failover, server: RedisServer, workload: Any = None, timeout: float = 8.0) -> str:
         outcome = await self.run(action, server, workload, timeout)
         assert outcome.ending is Ending.VALUE, outcome.error
+        assert isinstance(outcome.value, str)
+        return outcome.value
 
     async def refuses(self, action: Failover, server: RedisServer, workload: Any = None, timeout: float = 8.0) -> str:
         outcome = await self.run(action, server, workload, timeout)
@@ -132,8 +134,8 @@ async def test_s32_a_replica_is_promoted_once_its_primary_is_proven_down(
     async with acting() as act:
         redis.kill()
         assert await act.probe(action, redis) is Settled.NOT_STARTED
-        for _ in range(2):  # the second call finds it done
-            await act.does(action, redis, Kept(server=redis))
+        for words in ("is the primary now", "was the primary already"):
+            assert await act.does(action, redis, Kept(server=redis)) == f"{replica.address} {words}"
             assert role(replica) == "master"
         assert await act.probe(action, redis) is Settled.DONE
     assert replica.ask("GET", "a") == "1"
@@ -161,9 +163,26 @@ async def test_who_has_to_may_stop_the_old_primary_and_then_promote(redis: Redis
     async with acting() as act:
         action = Failover(replica=replica.address, fence="stop")
         assert await act.probe(action, redis) is None
-        await act.does(action, redis, Stoppable(server=redis))
+        assert (await act.does(action, redis, Stoppable(server=redis))).endswith("; the old one was stopped first")
     assert not redis.running
     assert role(replica) == "master"
+
+
+async def test_who_stopped_the_old_primary_and_could_not_promote_says_that_it_is_down(
+    redis: RedisServer, replica: RedisServer
+) -> None:
+    """Nothing heals what was stopped on purpose: whoever is called must know that it was."""
+
+    @attrs.frozen(kw_only=True)
+    class Both(Stoppable):
+        async def stop(self, context: ActionContext) -> None:
+            await context.blocking(self.server.kill)
+            await context.blocking(replica.kill)
+
+    async with acting() as act:
+        said = await act.refuses(Failover(replica=replica.address, fence="stop"), redis, Both(server=redis))
+    assert "the old primary was stopped for this and stays so" in said
+    assert replica.address in said
 
 
 async def test_a_workload_that_is_down_while_its_address_answers_is_no_fence(
@@ -253,7 +272,8 @@ def by_sentinel(*sentinels: str) -> Failover:
 
 async def test_a_primary_that_is_well_is_left_alone(redis: RedisServer, sentinel: RedisSentinel) -> None:
     async with acting() as act:
-        await act.does(by_sentinel(f"127.0.0.1:{free_port()}", sentinel.address), redis)
+        said = await act.does(by_sentinel(f"127.0.0.1:{free_port()}", sentinel.address), redis)
+        assert said == f"the primary {redis.address} is well, and was left alone"
     assert role(redis) == "master"
 
 
@@ -266,7 +286,8 @@ async def test_sentinel_fails_over_from_a_primary_that_calls_itself_sick(
     redis.becomes(lambda info: info.get("rdb_last_bgsave_status") == "err", "the save has failed")
     assert redis.ask("PING").startswith("-MISCONF")
     async with acting() as act:
-        await act.does(by_sentinel(sentinel.address), redis, timeout=30.0)
+        said = await act.does(by_sentinel(sentinel.address), redis, timeout=30.0)
+        assert said == f"Sentinel failed over from {redis.address} to {replica.address}"
         assert role(replica) == "master"
         await act.does(by_sentinel(sentinel.address), redis)  # the new one is well: nothing happens
         assert role(replica) == "master"

@@ -261,7 +261,9 @@ def test_a_host_application_says_who_asks(tmp_path: Path, authenticate: Any) -> 
     with api(tmp_path, authenticate=authenticate) as served:
         ann, bob = {"Cookie": "session=ann"}, {"Cookie": "session=bob"}
         own = {"Origin": f"http://127.0.0.1:{served.port}"}
-        assert served.get("/status").status_code == 401
+        stranger = served.get("/status")
+        assert (stranger.status_code, "www-authenticate" in stranger.headers) == (401, False)
+        assert stranger.json()["detail"].startswith("log in to the application")
         assert served.get("/status", headers=ann).status_code == 200
         assert served.post("/services/mail/disable", headers={**bob, **own}).status_code == 403
         done = served.post("/services/mail/disable", headers={**ann, **own})

@@ -13,11 +13,13 @@ from typing import Any
 import anyio
 import pytest
 from anyio.streams.memory import MemoryObjectSendStream
+from starlette.requests import Request
 from tests.servers import until
 from tests.stack.starlette import MANY, Fleet, Listener, Served, api, settled
 
 from selfheal.errors import NotRunning
 from selfheal.requests import Scope
+from selfheal_starlette import Caller
 from selfheal_starlette.ending import Listening
 from selfheal_starlette.events import Bounds, Feed
 from selfheal_starlette.tickets import GOOD_FOR, Tickets
@@ -127,6 +129,31 @@ def test_when_a_token_is_revoked_its_streams_end_and_its_tickets_are_none(tmp_pa
         assert Listener(served, path=f"/events?ticket={ticket}").start().status == 401
 
 
+@pytest.mark.parametrize("how", ["logged out", "another user", "the store of sessions is down"])
+def test_when_the_host_does_not_know_its_user_any_more_the_stream_ends(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    knows: list[Any] = [Caller(name="ann", scope=Scope.READ)]
+
+    async def authenticate(request: Request) -> Caller | None:
+        if isinstance(knows[0], Exception):
+            raise knows[0]
+        found: Caller | None = knows[0]
+        return found
+
+    with api(tmp_path, authenticate=authenticate, bounds=Bounds(heartbeat=0.1, again=0.3)) as served:
+        listener = Listener(served).start()
+        until(lambda: listener.comments >= 8, "it is asked for again, and listens on")
+        assert not listener.ended
+        knows[0] = {
+            "logged out": None,
+            "another user": Caller(name="bob", scope=Scope.READ),
+            "the store of sessions is down": OSError("no sessions"),
+        }[how]
+        listener.until_ended()
+        assert ("who listens over HTTP could not be asked for again" in caplog.text) == how.startswith("the store")
+
+
 def test_tickets_are_for_their_time_and_cannot_be_made_or_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +217,10 @@ def test_a_client_that_reads_nothing_is_cut_and_resumes_where_it_was(tmp_path: P
         assert resumed.ids[: seen - 5] == list(range(6, seen + 1))
 
 
+async def _always() -> bool:
+    return True
+
+
 @pytest.mark.anyio
 async def test_a_client_without_room_is_cut_and_the_others_hear_on() -> None:
     """One client never takes anything; the other hears every record."""
@@ -219,8 +250,7 @@ async def test_a_client_without_room_is_cut_and_the_others_hear_on() -> None:
             caller=name,
             after=None,
             headers=[],
-            still=lambda: True,
-            refresh=anyio.lowlevel.checkpoint,
+            still=_always,
         )
         if name == "stuck":
             over.set()

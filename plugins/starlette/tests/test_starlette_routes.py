@@ -444,6 +444,12 @@ def test_the_fields_that_the_document_promises_are_there(served: Served) -> None
     assert set(openapi.SCHEMAS["Status"]["required"]) <= set(status)
     assert set(openapi.SCHEMAS["Line"]["required"]) <= set(status["services"][0])
     assert set(openapi.SCHEMAS["Service"]["required"]) <= set(served.get("/services/web").json())
+    statistics = served.get("/statistics?days=2").json()
+    assert set(openapi.SCHEMAS["Statistics"]["properties"]) == set(statistics)
+    for numbers in (statistics["services"]["web"], {**statistics["fleet"], "days": []}):
+        assert set(openapi.SCHEMAS["Numbers"]["properties"]) == set(numbers)
+    assert set(openapi.SCHEMAS["Day"]["properties"]) == set(statistics["services"]["web"]["days"][0])
+    assert set(openapi.SCHEMAS["Steps"]["properties"]) == set(statistics["fleet"]["steps"])
     assert set(openapi.SCHEMAS["Record"]["required"]) <= set(served.get("/records").json()["records"][0])
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import resource
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.cli.conftest import PATIENCE, House, wait_for
 from tests.servers import free_port
 from tests.stack.starlette import PREFIX, Fleet, Listener
 
+from selfheal import Supervisor
 from selfheal.config import configure
 from selfheal.errors import ConfigurationError, NotRunning
 from selfheal.requests import Scope
@@ -64,6 +66,14 @@ class Door:
             return False
 
 
+async def served(frontend: Http, supervisor: Supervisor, visit: Callable[[], object]) -> None:
+    """Serve a supervisor for as long as a visit, in a thread, takes."""
+    async with supervisor, anyio.create_task_group() as tasks:
+        tasks.start_soon(frontend.serve, supervisor)
+        await anyio.to_thread.run_sync(visit)
+        tasks.cancel_scope.cancel()
+
+
 def test_the_lines_of_the_specification_work_on_loopback(house: House) -> None:
     """Its reads as they are, its writes with `loopback_writes`; what was done over HTTP is seen at the command line."""
     door = Door(free_port())
@@ -91,6 +101,10 @@ def test_who_types_the_address_alone_comes_to_the_page_and_the_log_has_the_whole
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert str(page.url) == f"{door.base}/dashboard/"
     assert f"the API and its page are at {door.base}/" in house.log()
+    beside = httpx2.get(f"http://127.0.0.1:{door.port}/elsewhere", timeout=10.0)
+    assert (beside.status_code, beside.headers["content-type"]) == (404, "application/problem+json")
+    assert f"the API is at {PREFIX}" in beside.json()["detail"]
+    assert beside.headers["x-content-type-options"] == "nosniff"
 
 
 def test_the_option_of_the_command_line_serves_and_a_revoked_token_is_one_no_more(house: House) -> None:
@@ -243,10 +257,117 @@ async def test_half_a_request_does_not_keep_a_connection_for_ever(
             one.close()
         assert not listener.ended
 
-    async with supervisor, anyio.create_task_group() as tasks:
-        tasks.start_soon(Http(listen=f"127.0.0.1:{door.port}").serve, supervisor)
-        await anyio.to_thread.run_sync(visit)
-        tasks.cancel_scope.cancel()
+    await served(Http(listen=f"127.0.0.1:{door.port}"), supervisor, visit)
+
+
+@pytest.mark.anyio
+async def test_connections_without_end_take_nothing_from_who_has_something_to_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room for forty; a hundred and twenty send half a head, and a stream and readers are beside them."""
+    monkeypatch.setattr(serving, "CONNECTIONS", 40)
+    door = Door(free_port())
+    supervisor = Fleet(tmp_path).supervisor()
+
+    def visit() -> None:
+        wait_for(door.open)
+        listener = Listener(door).start()
+        with httpx2.Client(timeout=10.0) as kept:
+            half = []
+            for number in range(120):
+                half.append(socket.create_connection(("127.0.0.1", door.port)))
+                half[-1].sendall(b"GET /api/recovery/status HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
+                if number % 10 == 0:
+                    assert kept.get(f"{door.base}/status").status_code == 200
+                    assert door.get("/status").status_code == 200
+            ended = [one for one in half if _is_ended(one)]
+            assert 70 <= len(ended) <= 90, "those that came first are gone, and no more than had to go"
+            assert ended == half[: len(ended)]
+        for one in half:
+            one.close()
+        assert not listener.ended
+
+    await served(Http(listen=f"127.0.0.1:{door.port}"), supervisor, visit)
+
+
+def test_the_daemon_shows_the_metrics_on_the_port_of_the_api_as_on_their_own(house: House) -> None:
+    door, port = Door(free_port()), free_port()
+    house.write(f'[http]\nlisten = "127.0.0.1:{door.port}"\n[prometheus]\nlisten = "127.0.0.1:{port}"\n')
+    house.start()
+    wait_for(door.open)
+    house.settled()
+    texts = []
+    for each in (port, door.port):
+        address = f"http://127.0.0.1:{each}/metrics"
+        found = httpx2.get(address, timeout=10.0, headers={"Accept": "text/plain"})
+        assert found.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert httpx2.head(address, timeout=10.0).content == b""
+        modern = httpx2.get(address, timeout=10.0, headers={"Accept": "application/openmetrics-text"})
+        assert modern.text.endswith("# EOF\n")
+        texts.append({line.partition(" ")[0] for line in found.text.splitlines() if not line.startswith("#")})
+    assert texts[0] == texts[1]
+    assert len(texts[0]) > 30
+    house.run("token", "create", "prometheus", "--scope", "read")
+    wait_for(lambda: httpx2.get(f"http://127.0.0.1:{door.port}/metrics").status_code == 401)
+
+
+def _is_ended(one: socket.socket) -> bool:
+    one.settimeout(0.02)
+    try:
+        return one.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize(("soft", "expected"), [(resource.RLIM_INFINITY, 1200), (20_000, 1200), (1024, 412), (256, 32)])
+def test_checks_are_left_the_descriptors_they_need(monkeypatch: pytest.MonkeyPatch, soft: int, expected: int) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
+    assert serving.most() == expected
+
+
+@attrs.frozen(eq=False)
+class Shown:
+    """A frontend that can also be seen where the API is served."""
+
+    places: tuple[str, ...]
+
+    def routes(self, supervisor: Any) -> dict[str, Any]:
+        async def told(scope: Any, receive: Any, send: Any) -> None:
+            counts = (await supervisor.ask("status"))["counts"]
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": repr(sum(counts.values())).encode()})
+
+        return dict.fromkeys(self.places, told)
+
+
+@pytest.mark.anyio
+async def test_what_other_frontends_offer_is_shown_beside_the_api_behind_the_same_door(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    door = Door(free_port())
+    supervisor = Fleet(tmp_path).supervisor()
+    http = Http(listen=f"127.0.0.1:{door.port}")
+    frontends = {"http": http, "count": Shown(("/count", f"{PREFIX}/count", "count")), "other": Shown(("/count",))}
+    root = f"http://127.0.0.1:{door.port}"
+
+    def visit() -> None:
+        wait_for(door.open)
+        assert httpx2.get(f"{root}/count").text == "4"
+        assert httpx2.get(f"{root}/count", headers={"Host": "rebound.example"}).status_code == 421
+        assert httpx2.get(f"{root}/count", headers={"Origin": "https://evil.example"}).status_code == 403
+        refused = httpx2.post(f"{root}/count")
+        assert (refused.status_code, refused.headers["content-type"]) == (405, "application/problem+json")
+        assert httpx2.get(f"{root}/count/more").status_code == 404
+        assert door.get("/count").status_code == 404, "nobody puts anything where the API is"
+        text, _ = TokenFile(tmp_path / FILE).create("prometheus", Scope.READ)
+        wait_for(lambda: httpx2.get(f"{root}/count").status_code == 401, within=3.0)
+        assert httpx2.get(f"{root}/count", headers={"Authorization": f"Bearer {text}"}).text == "4"
+
+    supervisor.frontends = frontends
+    await served(http, supervisor, visit)
+    assert caplog.text.count("which it cannot be") == 3
 
 
 @pytest.mark.anyio
@@ -283,6 +404,54 @@ async def test_it_speaks_tls_and_may_ask_for_a_certificate(tmp_path: Path) -> No
 
         await anyio.to_thread.run_sync(unshown)
         tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_certificate_that_is_renewed_is_shown_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serving, "RENEWED", 1)
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    first, second = trustme.CA(), trustme.CA()
+
+    def put(authority: trustme.CA, *, keys: bool = True) -> None:
+        made = authority.issue_cert("localhost")
+        (tmp_path / "new").write_bytes(b"".join(one.bytes() for one in made.cert_chain_pems))
+        (tmp_path / "new").replace(certificate)
+        if keys:
+            made.private_key_pem.write_to_path(str(tmp_path / "new"))
+            (tmp_path / "new").replace(key)
+
+    put(first)
+    port = free_port()
+    frontend = Http(listen=f"127.0.0.1:{port}", tls=ServedTls(certificate=certificate, key=key))
+    supervisor = Fleet(tmp_path).supervisor()
+
+    def trusted(authority: trustme.CA) -> bool:
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        try:
+            return (
+                httpx2.get(f"https://localhost:{port}{PREFIX}/status", verify=context, timeout=5.0).status_code == 200
+            )
+        except httpx2.TransportError:
+            return False
+
+    def visit() -> None:
+        wait_for(lambda: trusted(first))
+        put(second, keys=False)  # the key comes a moment later, as it does
+        wait_for(lambda: "cannot be used, so the old one is" in caplog.text)
+        assert trusted(first)
+        put(second)
+        wait_for(lambda: trusted(second))
+        assert not trusted(first)
+        certificate.unlink()
+        wait_for(lambda: caplog.text.count("cannot be used, so the old one is") == 2)
+        assert trusted(second)
+
+    caplog.set_level("INFO", "selfheal.http")
+    await served(frontend, supervisor, visit)
+    assert "the certificate was renewed" in caplog.text
 
 
 # -- what is written in the file ---------------------------------------------------------------------------------------

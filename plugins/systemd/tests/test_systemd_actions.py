@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.builtin.receiver import Call
 from tests.servers import until
-from tests.stack.systemd import Systemd
+from tests.stack.systemd import Systemd, on_the_way
 
 from selfheal import ActionFailed, Instance, Run, Settled
 from selfheal_systemd.workload import SystemdWorkload
@@ -33,12 +38,14 @@ def seen(**options: Any) -> Instance:
 
 def do(
     verb: str, expected: Instance | None = None, timeout: float = 20.0, to: int | None = None, **options: Any
-) -> None:
-    """Have a verb done, as an action on what was inspected before it."""
+) -> str:
+    """Have a verb done, as an action on what was inspected before it; return what it says."""
     context = Call(timeout=timeout)
-    context.expected = expected
+    context.verb, context.expected = verb, expected
     context.arguments = {} if to is None else {"to": to}
-    asyncio.run(getattr(workload(**options), verb)(context))
+    said = asyncio.run(getattr(workload(**options), verb)(context))
+    assert isinstance(said, str)
+    return said
 
 
 def running(systemd: Systemd, start: str = SLEEP, **options: Any) -> Instance:
@@ -58,16 +65,17 @@ def running(systemd: Systemd, start: str = SLEEP, **options: Any) -> Instance:
 
 def test_a_restart_makes_a_new_incarnation_that_runs(systemd: Systemd) -> None:
     before = running(systemd)
-    do("restart", before)
+    said = do("restart", before)
     after = seen()
     assert (after.run, after.id != before.id) == (Run.RUNNING, True)
+    assert said.startswith(f"restarted {NAME}: invocation {after.id}, process ")
 
 
 def test_one_that_has_ended_is_started_by_a_restart(systemd: Systemd) -> None:
     before = running(systemd)
     systemd.kill(NAME)
     until(lambda: seen().run is Run.EXITED, "it has ended")
-    do("restart", before)
+    assert f"started {NAME}, which was ended by SIGKILL: invocation" in do("restart", before)
     assert seen().run is Run.RUNNING
 
 
@@ -147,7 +155,7 @@ def test_a_unit_at_its_start_limit_is_not_stopped_into_a_refusal(systemd: System
     systemd.ask("restart", NAME, check=False)
     assert systemd.shows(NAME, "Result") == "start-limit-hit"
     assert seen().run is Run.EXITED
-    do("restart", seen())
+    assert do("restart", seen()).endswith("(it was at its start limit, which was reset first)")
     assert seen().run is Run.RUNNING
 
 
@@ -236,9 +244,9 @@ def test_a_restart_of_a_systemd_that_hangs_ends_in_time(systemd: Systemd) -> Non
 
 def test_start_leaves_alone_what_runs_and_starts_what_a_person_stopped(systemd: Systemd) -> None:
     before = running(systemd)
-    do("start", before)
+    assert "ran already" in do("start", before)
     assert seen().id == before.id
-    do("stop", before)
+    assert do("stop", before) == f"stopped {NAME}"
     assert seen().run is Run.STOPPED
     do("start", seen())
     assert seen().run is Run.RUNNING
@@ -248,7 +256,7 @@ def test_stop_of_what_has_ended_changes_nothing(systemd: Systemd) -> None:
     running(systemd)
     systemd.kill(NAME)
     until(lambda: seen().run is Run.EXITED, "it has ended")
-    do("stop", seen())
+    assert do("stop", seen()) == f"{NAME} had ended already"
     assert seen().run is Run.EXITED
 
 
@@ -258,7 +266,10 @@ def test_stop_of_what_has_ended_changes_nothing(systemd: Systemd) -> None:
 def test_s31_scale_up_raises_to_the_maximum_and_no_further_and_restarts_nothing(systemd: Systemd) -> None:
     before = running(systemd, MemoryMax="64M", CPUQuota="50%")
     more: dict[str, Any] = {"memory_max": "100m", "cpus_max": 0.9}
-    do("scale_up", before, **more)
+    said = do("scale_up", before, **more)
+    assert said == (
+        f"raised MemoryMax from {64 << 20} to {96 << 20} bytes and CPUQuota from 0.5 to 0.75 processors of {NAME}"
+    )
     assert systemd.shows(NAME, "MemoryMax") == str(96 << 20)
     assert systemd.shows(NAME, "CPUQuotaPerSecUSec") == "750ms"
     do("scale_up", before, **more)
@@ -289,22 +300,24 @@ def test_scale_up_without_a_limit_or_to_several_is_refused(systemd: Systemd) -> 
 # -- after a crash ---------------------------------------------------------------------------------------------------
 
 
-def probed(expected: Instance | None, **options: Any) -> Settled | None:
+def probed(expected: Instance | None, verb: str = "restart", **options: Any) -> Settled | None:
     context = Call()
-    context.expected = expected
+    context.verb, context.expected = verb, expected
     return asyncio.run(workload(**options).probe(context))
 
 
 def test_after_a_crash_it_is_known_whether_it_was_restarted(systemd: Systemd) -> None:
     before = running(systemd)
-    assert probed(before) is Settled.NOT_STARTED
-    assert probed(before, cpus_max=2.0) is None
+    assert probed(before, cpus_max=2.0) is Settled.NOT_STARTED
+    assert probed(before, "stop") is Settled.NOT_STARTED
+    assert probed(before, "scale_up", cpus_max=2.0) is None
     assert probed(None) is None
     assert probed(Instance(id="", run=Run.UNKNOWN)) is None
     do("restart", before)
     assert probed(before) is Settled.DONE
     systemd.ask("stop", NAME)
     assert probed(before) is None
+    assert probed(before, "stop") is Settled.DONE
 
 
 def test_after_a_crash_in_the_middle_of_a_restart_nothing_is_claimed(systemd: Systemd) -> None:
@@ -312,3 +325,50 @@ def test_after_a_crash_in_the_middle_of_a_restart_nothing_is_claimed(systemd: Sy
     systemd.ask("restart", "--no-block", NAME)
     assert probed(before) is None
     assert until(lambda: probed(before), "systemd has finished the restart") is Settled.DONE
+
+
+MANAGER = """
+import asyncio
+from selfheal_systemd.workload import SystemdWorkload
+from tests.builtin.receiver import Call
+asyncio.run(SystemdWorkload(unit={unit!r}, settle=0.3).restart(Call(timeout=60.0)))
+"""
+
+
+@pytest.fixture
+def slow(systemd: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Have a `systemctl` that is on the way; return its folder. None is left over."""
+    monkeypatch.setenv("PATH", f"{on_the_way(systemd, tmp_path)}:{os.environ['PATH']}")
+    yield tmp_path
+    (tmp_path / "drop").touch()
+
+
+def killed_while_it_asks(folder: Path) -> None:
+    """SIGKILL a manager that has just told its `systemctl` to restart the unit."""
+    root = str(Path(__file__).parents[3])
+    manager = subprocess.Popen(
+        [sys.executable, "-c", MANAGER.format(unit=NAME)], env={**os.environ, "PYTHONPATH": root}
+    )
+    try:
+        until((folder / "asking").exists, "its systemctl is on the way", 30.0)
+    finally:
+        manager.kill()
+        manager.wait(10.0)
+
+
+def test_after_a_crash_a_systemctl_that_is_still_on_its_way_is_waited_for(systemd: Systemd, slow: Path) -> None:
+    """It outlives the manager that started it: "not started" would have the unit restarted twice."""
+    before = running(systemd)
+    killed_while_it_asks(slow)
+    assert seen().id == before.id
+    assert probed(before) is None
+    (slow / "go").touch()
+    assert until(lambda: probed(before), "it has asked, and systemd has done it") is Settled.DONE
+
+
+def test_after_a_crash_a_systemctl_that_ended_before_it_asked_has_started_nothing(systemd: Systemd, slow: Path) -> None:
+    before = running(systemd)
+    killed_while_it_asks(slow)
+    (slow / "drop").touch()
+    assert until(lambda: probed(before), "its systemctl has ended") is Settled.NOT_STARTED
+    assert seen().id == before.id

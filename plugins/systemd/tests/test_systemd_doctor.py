@@ -69,7 +69,7 @@ def test_s62_root_may_do_everything_and_nothing_happens(systemd: Systemd) -> Non
 def test_s62_without_rights_it_is_told_and_the_remedy_works_word_for_word(systemd: Systemd, unprivileged: str) -> None:
     systemd.unit(NAME, SLEEP, wanted=True, MemoryMax="64M")
     systemd.ask("start", NAME)
-    one = SystemdWorkload(unit=NAME, memory_max="1g", settle=0.1)
+    one = SystemdWorkload(unit=NAME, memory_max=1 << 30, settle=0.1)
     before = asyncio.run(one.inspect(Call()))
     assert before.run is Run.RUNNING  # looking needs no right
     (problem,) = found(memory_max="1g")

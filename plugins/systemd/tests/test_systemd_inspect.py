@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -232,7 +234,13 @@ def test_a_machine_without_systemctl_is_no_answer(monkeypatch: pytest.MonkeyPatc
         seen()
 
 
-def test_a_thousand_failing_inspections_leave_nothing_behind(systemd: Systemd) -> None:
+def test_a_thousand_failing_inspections_leave_nothing_behind(
+    systemd: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enters = tmp_path / "systemctl"  # the stack's own starts five processes for one answer
+    enters.write_text(f'#!/bin/sh\nexec nsenter -t {systemd.init} -a -- systemctl "$@"\n')
+    enters.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     systemd.freeze()
     one = SystemdWorkload(unit=NAME)
 
@@ -240,44 +248,20 @@ def test_a_thousand_failing_inspections_leave_nothing_behind(systemd: Systemd) -
         with pytest.raises((TimeoutError, OSError)):
             await asyncio.wait_for(one.inspect(Call(timeout=0.05)), 5.0)
 
-    async def story() -> tuple[int, int, int, int]:
-        await asyncio.gather(*(fail() for _ in range(10)))
+    async def story() -> tuple[int, int, int]:
+        await asyncio.gather(*(fail() for _ in range(25)))
         gc.collect()
         before, threads = descriptors(), threading.active_count()
-        for _ in range(100):
-            await asyncio.gather(*(fail() for _ in range(10)))
+        for _ in range(40):
+            await asyncio.gather(*(fail() for _ in range(25)))
         gc.collect()
-        return before, descriptors(), threads, threading.active_count()
+        return before, descriptors(), threads
 
     try:
-        before, after, threads, threads_after = asyncio.run(story())
+        before, after, threads = asyncio.run(story())
     finally:
         systemd.thaw()
     assert after <= before
-    assert threads_after <= threads
+    until(lambda: threading.active_count() <= threads, "whoever collects the last of them has ended")
     # Their clients are gone from the container too, or systemd would answer into the void later.
     until(lambda: seen().run is Run.ABSENT, "it answers again")
-
-
-def test_a_user_manager_has_its_own_units(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
-    uid = systemd.person("kh-user")
-    systemd.ask("start", f"user@{uid}.service")
-    folder = systemd.root / "home/kh-user/.config/systemd/user"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / NAME).write_text(f"[Service]\nExecStart={SLEEP}\n")
-    systemd.run("chown", "-R", "kh-user", "/home/kh-user/.config")
-    path = systemd.programs("kh-user")
-    monkeypatch.setenv("PATH", f"{path}:/usr/bin:/bin:/usr/sbin:/sbin")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", f"/run/user/{uid}")
-    one = SystemdWorkload(unit=NAME, manager="user", settle=0.1)
-    try:
-        assert asyncio.run(one.inspect(Call())).run is Run.STOPPED
-        asyncio.run(one.start(Call()))
-        running = asyncio.run(one.inspect(Call()))
-        assert running.run is Run.RUNNING
-        asyncio.run(one.restart(Call()))
-        again = asyncio.run(one.inspect(Call()))
-        assert (again.run, again.id != running.id) == (Run.RUNNING, True)
-        assert seen().run is Run.ABSENT  # the manager of the system knows nothing of it
-    finally:
-        systemd.ask("stop", f"user@{uid}.service")

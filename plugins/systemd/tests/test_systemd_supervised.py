@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 from tests.servers import free_port, program_of, until
-from tests.stack.systemd import Systemd
+from tests.shell.supervised import QUICK, hearing, until_state
+from tests.stack.docker_or_systemd import HOW, beside_polling, times_to_be_well_again
+from tests.stack.systemd import Systemd, on_the_way
 
 from selfheal import Backoff, Service, State, Supervisor
 from selfheal.builtin.wire_checks import RedisPing
@@ -18,7 +24,13 @@ from selfheal_systemd.workload import SystemdWorkload
 
 pytestmark = [pytest.mark.server, pytest.mark.real_time]
 
-SICK, WELL = "kh-sick.service", "kh-well.service"
+SICK, WELL, CRASH = "kh-sick.service", "kh-well.service", "kh-crash.service"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """One host is enough: a plugin runs on asyncio in a thread of ours; the conformance kit has every host."""
+    return "asyncio"
 
 
 def service(unit: str, port: int) -> Service:
@@ -78,4 +90,83 @@ async def test_a_killed_unit_is_repaired_and_a_healthy_one_is_left_alone(
     assert systemd.shows(WELL, "InvocationID") == before[WELL]
     intents = [record for record in records if isinstance(record, Intended)]
     assert [intent.service for intent in intents] == [names[0]]
-    assert sum(isinstance(record, Ended) for record in records) == 1
+    (ended,) = [record for record in records if isinstance(record, Ended)]
+    assert ended.detail.startswith(f"started {SICK}, which was ended by SIGKILL: invocation ")
+
+
+@pytest.mark.anyio
+async def test_a_death_that_is_heard_is_over_sooner_than_one_that_is_found_by_polling(
+    systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = program_of("redis", "redis-server")
+    runs = {}
+    for how in HOW:
+        port = free_port()
+        unit = f"kh-redis-{port}.service"
+        systemd.unit(unit, f"{program} --port {port} --bind 127.0.0.1 --save ''", wanted=True)
+        systemd.ask("start", unit)
+        runs[how] = (port, SystemdWorkload(unit=unit, settle=0.2), partial(systemd.kill, unit))
+    took = await times_to_be_well_again(runs, tmp_path / "selfheal.db")
+    with capsys.disabled():
+        print(beside_polling("a unit's process", took))
+    assert took[HOW[0]] < took[HOW[2]]
+
+
+MANAGER = """
+import anyio
+from selfheal import Service, Supervisor
+from selfheal_systemd.workload import SystemdWorkload
+
+async def main():
+    service = Service("api", check=lambda: False, workload=SystemdWorkload(unit={unit!r}, settle=0.2), interval=0.2,
+                      timeout=0.15, recheck=0.05, jitter=0.0, failure_threshold=2, min_failing_span=0.0,
+                      definite_span=0.0, start_grace=0.0, recovery_actions=[{{"action": "restart", "settle": 0.1}}])
+    async with Supervisor([service], journal={journal!r}):
+        await anyio.sleep(600)
+
+anyio.run(main)
+"""
+
+
+def begun(journal: Path) -> subprocess.Popen[bytes]:
+    """Start a manager in a process of its own."""
+    return subprocess.Popen([sys.executable, "-c", MANAGER.format(unit=CRASH, journal=str(journal))])
+
+
+@pytest.mark.anyio
+async def test_a_manager_killed_in_the_middle_of_a_restart_is_settled_by_its_successor(
+    systemd: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its `systemctl` outlives it, and restarts the unit while the successor already asks: that is done, and once."""
+    monkeypatch.setenv("PATH", f"{on_the_way(systemd, tmp_path)}:{os.environ['PATH']}")
+    systemd.unit(CRASH, "/bin/sleep 1000", wanted=True)
+    systemd.ask("start", CRASH)
+    before = systemd.shows(CRASH, "InvocationID")
+    journal = tmp_path / "selfheal.db"
+    manager = begun(journal)
+    try:
+        asking = tmp_path / "asking"
+        await until_true(lambda: asking.exists() or manager.poll() is not None, "its systemctl is on the way")
+        assert manager.poll() is None
+    finally:
+        manager.kill()
+        manager.wait(10.0)
+    service = Service(
+        "api",
+        check=lambda: True,
+        workload=SystemdWorkload(unit=CRASH, settle=0.2),
+        **{**QUICK, "recovery_actions": [{"action": "restart", "settle": 0.1}]},
+    )
+    async with Supervisor([service], journal=journal) as supervisor, hearing(supervisor) as heard:
+        await anyio.sleep(1.0)
+        assert not heard.of("ended"), "nobody can tell yet"
+        assert systemd.shows(CRASH, "InvocationID") == before
+        (tmp_path / "go").touch()
+        ended = await heard.first("ended", within=20.0)
+        assert ended.settled.value == "done", ended
+        await until_state(supervisor, "api", "healthy", within=10.0)
+        assert len(heard.of("intended")) == 1
+    after = systemd.shows(CRASH, "InvocationID")
+    assert after not in (before, "")
+    started = systemd.run("journalctl", "--no-pager", "--output=cat", f"--unit={CRASH}", check=False).count("Started ")
+    assert started in (0, 2), "once by hand, once by us; where the journal is kept at all"

@@ -42,8 +42,9 @@ def test_nonsense_is_refused(options: dict[str, Any]) -> None:
 
 
 def test_memory_is_written_as_people_write_it() -> None:
-    assert SystemdWorkload(unit="redis", memory_max="2g").memory_max == 2 << 30
-    assert SystemdWorkload(unit="redis", memory_max="512M").memory_max == 512 << 20
+    for text, amount in (("2g", 2 << 30), ("512M", 512 << 20)):
+        options: dict[str, Any] = {"memory_max": text}
+        assert SystemdWorkload(unit="redis", **options).memory_max == amount
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,16 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import attrs
 import pytest
 from tests.builtin.receiver import Call, descriptors
+from tests.stack.docker_or_systemd import Ear
 from tests.stack.systemd import Systemd
 
-from selfheal import Instance, Run
+from selfheal import Run
 from selfheal.builtin import proc
 from selfheal_systemd import listening
 from selfheal_systemd.workload import SystemdWorkload
@@ -24,23 +25,6 @@ pytestmark = [pytest.mark.server, pytest.mark.real_time]
 
 NAME = "kh-api.service"
 SLEEP = "/bin/sleep 1000"
-
-
-@attrs.define
-class Ear:
-    """What was heard, and when."""
-
-    heard: list[tuple[float, Instance]] = attrs.field(factory=list)
-
-    async def until(self, true: Callable[[Instance], bool], what: str, seconds: float = 10.0) -> float:
-        """Wait until such an instance was heard; return when, monotonic."""
-        end = time.monotonic() + seconds
-        while True:
-            for at, instance in self.heard:
-                if true(instance):
-                    return at
-            assert time.monotonic() < end, f"not heard: {what}; heard {[one for _, one in self.heard]}"
-            await asyncio.sleep(0.002)
 
 
 @asynccontextmanager

@@ -10,10 +10,12 @@ import pytest
 from tests.stack.asking import deep, light
 
 from selfheal import Cause, CheckResult, Secret, Verdict
+from selfheal.builtin.http_talk import Reply
 from selfheal.config import configure
 from selfheal.loading import load_plugins
 from selfheal.wire import rehearse
 from selfheal_weaviate.checks import WeaviateCheck
+from selfheal_weaviate.writing import RIGHTS, Disk, judge_write
 
 
 def http(status: int, body: object = None, *headers: str) -> bytes:
@@ -33,6 +35,7 @@ def said(*replies: bytes, **options: Any) -> CheckResult:
     return last
 
 
+CLOSED = {"class": "Thing", "name": "a", "vectorIndexingStatus": "READONLY"}
 UNASKED = {"error": [{"message": "node: node3: send http request: connection refused"}]}
 
 
@@ -50,6 +53,18 @@ UNASKED = {"error": [{"message": "node: node3: send http request: connection ref
         ([http(503), nodes({})], Verdict.FAILING, Cause.STARTING, "not ready"),
         ([http(503), http(500, UNASKED)], Verdict.FAILING, Cause.DEGRADED_CLUSTER, "node3"),
         ([http(503), nodes({"status": "UNHEALTHY"})], Verdict.FAILING, Cause.DEGRADED_CLUSTER, "not ready"),
+        (
+            [http(503), nodes({"stats": {"shardCount": 2}, "shards": [CLOSED, {**CLOSED, "name": "b"}]})],
+            Verdict.WARNING,
+            Cause.FULL,
+            "make room",
+        ),
+        (
+            [http(503), nodes({"stats": {"shardCount": 2}, "shards": [CLOSED]})],
+            Verdict.FAILING,
+            Cause.STARTING,
+            "not ready",
+        ),
         ([http(503), http(401)], Verdict.FAILING, Cause.AUTH, "401"),
         ([http(503, None, "Connection: close")], Verdict.FAILING, Cause.STARTING, "not ready"),
         ([http(200, None, "Connection: close")], Verdict.WARNING, Cause.CONFIG, "closed after each answer"),
@@ -62,6 +77,41 @@ def test_each_answer_has_its_meaning(replies: list[bytes], verdict: Verdict, cau
     result = said(*replies)
     assert (result.verdict, result.cause) == (verdict, cause), result
     assert word in result.summary
+
+
+def refused(text: str) -> tuple[int, object]:
+    return 200, [{"result": {"status": "FAILED", "errors": {"error": [{"message": text}]}}}]
+
+
+FULL = "store is read-only due to: disk usage too high. Set to read-only at 93.10%, threshold set to 85.00%"
+
+
+@pytest.mark.parametrize(
+    ("answer", "used", "verdict", "cause", "word"),
+    [
+        ((200, [{"result": {"status": "SUCCESS"}}]), None, Verdict.PASSING, None, ""),
+        ((200, [{"result": {"status": "PENDING"}}]), None, Verdict.FAILING, Cause.ERROR, "PENDING"),
+        ((200, {"objects": []}), None, Verdict.FAILING, Cause.ERROR, "not understood"),
+        (refused(FULL), None, Verdict.WARNING, Cause.FULL, "give data_path"),
+        (refused(FULL), 84.0, Verdict.WARNING, Cause.FULL, "84 % full: make room"),
+        (refused(FULL), 82.0, Verdict.FAILING, Cause.ERROR, "a restart opens"),
+        (refused("write …/proplengths: no space left on device"), 100.0, Verdict.WARNING, Cause.FULL, "disk is full"),
+        (refused("store is read-only due to: manually set"), None, Verdict.WARNING, Cause.READ_ONLY, "manually"),
+        ((500, {"error": [{"message": "batch: not enough memory"}]}), None, Verdict.WARNING, Cause.OVERLOADED, "want"),
+        ((500, {"error": [{"message": "leader not found"}]}), None, Verdict.FAILING, Cause.DEGRADED_CLUSTER, "leader"),
+        ((500, None), None, Verdict.FAILING, Cause.ERROR, "without a word"),
+        ((403, {"error": [{"message": "forbidden"}]}), None, Verdict.WARNING, Cause.AUTH, RIGHTS),
+    ],
+)
+def test_each_answer_to_a_write_has_its_meaning(
+    answer: tuple[int, object], used: float | None, verdict: Verdict, cause: Cause | None, word: str
+) -> None:
+    status, body = answer
+    reply = Reply(status=status, headers={}, body=b"" if body is None else json.dumps(body).encode(), reusable=True)
+    result = judge_write(reply, Disk(used=used))
+    assert (result.verdict, result.cause) == (verdict, cause), result
+    assert word in result.summary
+    assert result.details["written"] is (verdict is Verdict.PASSING)
 
 
 def test_the_key_goes_to_the_list_of_nodes_and_not_to_ready() -> None:
@@ -89,6 +139,7 @@ def test_many_nodes_are_counted_and_a_few_named() -> None:
         ({"url": "weaviate:8080"}, "http://"),
         ({"url": "http://weaviate:8080/v1"}, "address alone"),
         ({"url": 8080}, "neither text nor a secret"),
+        ({"data_path": "/var/lib"}, "write_probe = true"),
         ({"nodes": 0}, "nodes: 0 is out of range"),
         ({"grpc_port": 70000}, "65535"),
         ({"api_key": "plain"}, "api_key"),

@@ -10,17 +10,17 @@ from typing import ClassVar
 import attrs
 import pytest
 
-from selfheal import Secret, Target
+from selfheal import CheckContext, CheckResult, Secret
 from selfheal.plugins import HealthCheck
 from selfheal.testing import servers
 from selfheal.testing.conformance import CheckConformance
-from selfheal.wire import Talk, WireCheck
 from selfheal_weaviate.checks import WeaviateCheck
 
 pytestmark = pytest.mark.real_time
 
 TOKEN = "hunter2-canary-51d2e8"
 NODES = b'{"nodes": [{"name": "node1", "status": "HEALTHY", "operationalMode": "ReadWrite", "version": "1.35.2"}]}'
+ANSWERS = {b"/v1/nodes": NODES, b"/v1/batch/objects": b'[{"result": {"status": "SUCCESS"}}]'}
 
 
 def speak(client: socket.socket, stop: threading.Event) -> None:
@@ -30,49 +30,44 @@ def speak(client: socket.socket, stop: threading.Event) -> None:
         heard += data
         while b"\r\n\r\n" in heard:
             request, _, heard = heard.partition(b"\r\n\r\n")
-            body = NODES if b"/v1/nodes" in request else b""
+            body = next((answer for path, answer in ANSWERS.items() if path in request), b"")
             client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
 
-@attrs.frozen(kw_only=True)
-class Light:
-    """The talk of the check alone: a class with both is called by the kit, never talked to."""
+class TestCheck(CheckConformance):
+    """Its talk and its check alike."""
 
-    kind: ClassVar[str] = "weaviate"
-    of: WeaviateCheck
-
-    def target(self) -> Target:
-        return self.of.target()
-
-    def talk(self) -> Talk:
-        return self.of.talk()
-
-
-class Both(CheckConformance):
     runs = 10
+    secret = TOKEN
 
     @pytest.fixture(autouse=True)
     def _well(self) -> Iterator[None]:
         with servers.serve(speak) as self.address:
             yield
 
-    def make(self) -> HealthCheck | WireCheck:
+    def make(self) -> HealthCheck:
         return self._at(self.address)
 
-    def make_broken(self, fault: str, address: str) -> HealthCheck | WireCheck:
+    def make_broken(self, fault: str, address: str) -> HealthCheck:
         return self._at(address)
 
-    def _at(self, address: str) -> HealthCheck | WireCheck:
-        raise NotImplementedError
-
-
-class TestDeep(Both):
     def _at(self, address: str) -> HealthCheck:
         return WeaviateCheck(url=f"http://{address}", api_key=Secret(TOKEN))
 
 
-class TestLight(Both):
-    secret = TOKEN
+@attrs.frozen(kw_only=True)
+class Probing:
+    """The check with its write probe, which the talk does not have."""
 
-    def _at(self, address: str) -> WireCheck:
-        return Light(of=WeaviateCheck(url=f"http://{address}", api_key=Secret(TOKEN)))
+    kind: ClassVar[str] = "weaviate"
+    of: WeaviateCheck
+
+    async def check(self, context: CheckContext) -> CheckResult:
+        return await self.of.check(context)
+
+
+class TestWriteProbe(TestCheck):
+    """Its collection is what it keeps, and goes at the end."""
+
+    def _at(self, address: str) -> HealthCheck:
+        return Probing(of=WeaviateCheck(url=f"http://{address}", api_key=Secret(TOKEN), write_probe=True))

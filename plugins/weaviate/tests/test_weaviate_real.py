@@ -5,22 +5,34 @@ from __future__ import annotations
 import datetime
 import os
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trustme
+from anyio.from_thread import start_blocking_portal
 from tests.servers import free_port, until
 from tests.stack.asking import deep, left_by_deep_failures, left_by_light_failures, light, silence
+from tests.stack.small_disk import fill, small_disk
+from tests.stack.starved import starve
 from tests.stack.weaviate import KEY, Weaviate, cluster
 
 from selfheal import Cause, CheckResult, Secret, Verdict
+from selfheal.core.model import NEVER_RESTART, NOT_CURED
+from selfheal.shell.lanes import KEPT_CHECKS
+from selfheal.shell.results import Scrubber, checked
 from selfheal.testing import servers
 from selfheal.testing.probing import Turned
+from selfheal.testing.stage import Stage, verdict_of
 from selfheal_weaviate.checks import WeaviateCheck
+from selfheal_weaviate.writing import COLLECTION, OBJECT, RIGHTS
 
 pytestmark = [pytest.mark.server, pytest.mark.real_time]
 
@@ -61,6 +73,36 @@ def turned() -> Iterator[Turned]:
     turned = Turned()
     yield turned
     turned.runner.close()
+
+
+@contextmanager
+def kept() -> Iterator[Callable[[WeaviateCheck], CheckResult]]:
+    """Run deep checks one after the other, with what they keep; at last it is closed, as at a stop."""
+    with start_blocking_portal() as portal:
+        stage = portal.call(_stage)
+
+        async def look(one: WeaviateCheck) -> CheckResult:
+            scrubber = Scrubber(one)
+            context = partial(stage.contexts.for_check, "weaviate", one, 10.0, deep=True)
+            outcome = await stage.loops.run("weaviate", lambda: checked(one, context(), scrubber), timeout=10.0)
+            return verdict_of(outcome)
+
+        try:
+            yield partial(portal.call, look)
+        finally:
+            portal.call(stage.loops.aclose, 3.0)
+            stage.contexts.threads.close()
+
+
+async def _stage() -> Stage:
+    return Stage()
+
+
+@pytest.fixture
+def looking() -> Iterator[Callable[[WeaviateCheck], CheckResult]]:
+    """Deep checks one after the other, with what they keep."""
+    with kept() as looking:
+        yield looking
 
 
 # -- well ---------------------------------------------------------------------------------------------------------
@@ -125,6 +167,17 @@ def test_a_key_rotated_while_it_runs_is_auth_until_the_new_one_is_read(tmp_path:
         body = {"roles": ["viewer"], "userType": "db"}
         assert one.ask("/v1/authz/users/watcher/assign", "POST", body)[0] == 200
         is_(light(asked), Verdict.PASSING, None)
+        probing = attrs.evolve(asked, write_probe=True)
+        assert RIGHTS in is_(deep(probing), Verdict.WARNING, Cause.AUTH).summary
+        actions = ("read_collections", "create_collections", "delete_collections")
+        rights = [{"action": action, "collections": {"collection": COLLECTION}} for action in actions]
+        rights += [{"action": action, "data": {"collection": COLLECTION}} for action in ("create_data", "update_data")]
+        assert one.ask("/v1/authz/roles", "POST", {"name": "prober", "permissions": rights})[0] == 201
+        assert one.ask("/v1/authz/users/watcher/assign", "POST", {**body, "roles": ["prober"]})[0] == 200
+        with kept() as looking:
+            is_(looking(probing), Verdict.PASSING, None)
+            assert one.ask(f"/v1/schema/{COLLECTION}")[0] == 200
+        assert one.ask(f"/v1/schema/{COLLECTION}")[0] == 404
         status, rotated = one.ask("/v1/users/db/watcher/rotate-key", "POST", {})
         assert status == 200
         is_(light(asked), Verdict.FAILING, Cause.AUTH)
@@ -145,7 +198,7 @@ def test_a_key_that_cannot_be_read_says_nothing_about_weaviate(well: Weaviate) -
 # -- the process ----------------------------------------------------------------------------------------------------
 
 
-def test_it_is_killed_comes_back_and_freezes(tmp_path: Path, turned: Turned) -> None:
+def test_it_is_killed_comes_back_freezes_is_loaded_and_takes_nobody_any_more(tmp_path: Path, turned: Turned) -> None:
     with running(tmp_path) as one:
         lane = turned.runner.lane(check(one), 0.5, None)
         is_(turned.run(lane), Verdict.PASSING, None)
@@ -171,6 +224,20 @@ def test_it_is_killed_comes_back_and_freezes(tmp_path: Path, turned: Turned) -> 
         one.thaw()
         is_(turned.run(lane), Verdict.PASSING, None)
 
+        objects = [{"class": "Thing", "properties": {"name": f"number {n}"}, "vector": [n, 1]} for n in range(3000)]
+        with ThreadPoolExecutor(1) as pool:  # a large load is no reason to complain
+            load = pool.submit(one.ask, "/v1/batch/objects", "POST", {"objects": objects})
+            while not load.done():
+                is_(light(check(one)), Verdict.PASSING, None)
+            assert load.result()[0] == 200
+
+        lane = turned.runner.lane(check(one), 0.5, None)
+        is_(turned.run(lane), Verdict.PASSING, None)
+        starve(one.pid, one.port)
+        is_(light(check(one), 0.5), Verdict.FAILING, Cause.TIMEOUT)
+        seen = [turned.run(lane).cause for _ in range(KEPT_CHECKS)]
+        assert (seen[-1], set(seen[:-1])) == (Cause.TIMEOUT, {None})
+
 
 # -- read-only ------------------------------------------------------------------------------------------------------
 
@@ -195,29 +262,138 @@ def test_a_mode_changed_while_it_runs_is_read_only(tmp_path: Path) -> None:
         until(lambda: light(check(one)).verdict is Verdict.PASSING, "it may be written again")
 
 
-def test_a_disk_that_fills_closes_the_shards_and_only_a_deep_check_knows(tmp_path: Path) -> None:
-    data = tmp_path / "node1"
-    data.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", str(data)], check=False).returncode:
-        if "weaviate" in os.environ.get("SELFHEAL_REQUIRE", "").split(","):
-            pytest.fail("a tmpfs cannot be mounted here")
-        pytest.skip("a tmpfs cannot be mounted here")
-    thing = {"class": "Thing", "properties": {"name": "one"}, "vector": [0.1, 0.2]}
-    try:
-        with running(
-            tmp_path,
-        ) as one:
-            assert one.ask("/v1/schema", "POST", {"class": "Thing", "vectorizer": "none"})[0] == 200
-            assert one.ask("/v1/objects", "POST", thing)[0] == 200
-            with (data / "ballast").open("wb") as ballast:
-                space = os.statvfs(data)
-                os.posix_fallocate(ballast.fileno(), 0, int(space.f_bavail * 0.95) * space.f_frsize)
-            until(lambda: one.ask("/v1/objects", "POST", thing)[0] >= 400, "Weaviate refuses writes", 60.0)
-            is_(light(check(one)), Verdict.PASSING, None)
-            result = is_(deep(check(one)), Verdict.WARNING, Cause.READ_ONLY)
-            assert "Thing/" in result.summary
-    finally:
-        subprocess.run(["umount", "--lazy", str(data)], check=True)
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A small disk for the data of a node."""
+    with small_disk(tmp_path / "node1", 128 * 1024, "weaviate") as disk:
+        yield disk
+
+
+THING = {"class": "Thing", "properties": {"name": "one"}, "vector": [0.1, 0.2]}
+
+
+def refuses(one: Weaviate) -> bool:
+    return one.ask("/v1/objects", "POST", THING)[0] >= 400
+
+
+def test_a_disk_that_was_full_once_leaves_it_refusing_writes_which_only_a_write_shows(
+    small: Path, looking: Callable[[WeaviateCheck], CheckResult]
+) -> None:
+    """`ready` says 200 and every write 500, until it is restarted: that is told when there is room, and not before."""
+    with running(small.parent) as one:
+        assert one.ask("/v1/schema", "POST", {"class": "Thing", "vectorizer": "none"})[0] == 200
+        assert not refuses(one)
+        seeing, blind = check(one, write_probe=True, data_path=small), check(one, write_probe=True)
+        for asked in (seeing, blind):
+            assert is_(looking(asked), Verdict.PASSING, None).details["written"] is True
+        room = fill(small, 0.95)
+        until(lambda: refuses(one), "Weaviate refuses writes", 60.0)
+        assert one.ask("/v1/.well-known/ready")[0] == 200
+        is_(light(check(one)), Verdict.PASSING, None)
+        result = is_(deep(check(one)), Verdict.WARNING, Cause.READ_ONLY)
+        assert "Thing/" in result.summary
+        assert result.details["shards_read_only"] == 2
+        assert "make room" in is_(looking(seeing), Verdict.WARNING, Cause.FULL).summary
+        assert "give data_path" in is_(looking(blind), Verdict.WARNING, Cause.FULL).summary
+
+        room.unlink()
+        assert os.statvfs(small).f_bfree > 0.9 * os.statvfs(small).f_blocks
+        assert one.ask("/v1/.well-known/ready")[0] == 200
+        assert refuses(one)
+        is_(light(check(one)), Verdict.PASSING, None)
+        result = is_(looking(seeing), Verdict.FAILING, Cause.ERROR)
+        assert Cause.ERROR not in NEVER_RESTART | NOT_CURED
+        assert "a restart opens" in result.summary
+        assert float(str(result.details["disk_used_percent"])) < 10.0
+        is_(looking(blind), Verdict.WARNING, Cause.FULL)
+
+        one.kill()
+        one.start()
+        assert not refuses(one)
+        is_(looking(seeing), Verdict.PASSING, None)
+
+
+def test_a_disk_without_a_byte_left_takes_its_leader_and_that_is_no_start(
+    small: Path, looking: Callable[[WeaviateCheck], CheckResult]
+) -> None:
+    with running(small.parent) as one:
+        assert one.ask("/v1/schema", "POST", {"class": "Thing", "vectorizer": "none"})[0] == 200
+        assert not refuses(one)
+        room = fill(small)
+        until(lambda: "read-only" in str(one.ask("/v1/objects", "POST", THING)), "its shards are closed", 60.0)
+        assert "no space left" in str(one.ask("/v1/schema", "POST", {"class": "More", "vectorizer": "none"}))
+        until(lambda: one.ask("/v1/.well-known/ready")[0] == 503, "it has no leader", 60.0)
+        assert one.ask("/v1/objects?class=Thing")[0] == 200  # it may still be read
+        probing = check(one, write_probe=True, data_path=small)
+        for asked in (check(one), probing):
+            assert "make room" in is_(looking(asked), Verdict.WARNING, Cause.FULL).summary
+        room.unlink()
+        until(lambda: one.ask("/v1/.well-known/ready")[0] == 200, "it has a leader again", 30.0)
+        assert refuses(one)
+        # Nobody had written before: who closed the shards cannot be told any more, and nothing is made that were open.
+        is_(looking(probing), Verdict.WARNING, Cause.READ_ONLY)
+        assert one.ask(f"/v1/schema/{COLLECTION}")[0] == 404
+
+
+@pytest.mark.slow
+def test_a_memory_that_was_full_closes_the_shards_and_a_restart_opens_them(
+    tmp_path: Path, looking: Callable[[WeaviateCheck], CheckResult]
+) -> None:
+    with running(tmp_path, MEMORY_READONLY_PERCENTAGE="45", GOMEMLIMIT="100MiB") as one:
+        assert one.ask("/v1/schema", "POST", {"class": "Thing", "vectorizer": "none"})[0] == 200
+        probing = check(one, write_probe=True)
+        is_(looking(probing), Verdict.PASSING, None)
+        large = {**THING, "vector": [1] * 9999}
+
+        def full() -> bool:
+            one.ask("/v1/batch/objects", "POST", {"objects": [large] * 20})
+            return "memory usage too high" in str(one.ask("/v1/objects", "POST", large))
+
+        until(full, "its memory is full", 60.0)
+        assert one.ask("/v1/.well-known/ready")[0] == 200
+        is_(deep(check(one)), Verdict.WARNING, Cause.READ_ONLY)
+        assert "until it is restarted" in is_(looking(probing), Verdict.FAILING, Cause.OVERLOADED).summary
+        one.kill()
+        one.start()
+        assert one.ask("/v1/objects", "POST", large)[0] == 200
+        is_(looking(probing), Verdict.PASSING, None)
+
+
+def test_a_write_probe_leaves_nothing_and_grows_little(well: Weaviate) -> None:
+    probing = check(well, write_probe=True)
+    with kept() as looking:
+        for _ in range(3):
+            assert is_(looking(probing), Verdict.PASSING, None).details["written"] is True
+        found = well.ask(f"/v1/objects?class={COLLECTION}")[1]["objects"]
+        assert [one["id"] for one in found] == [OBJECT]
+    assert well.ask(f"/v1/schema/{COLLECTION}")[0] == 404
+
+
+def test_a_write_probe_without_a_deep_check_says_so(well: Weaviate) -> None:
+    result = is_(light(check(well, write_probe=True)), Verdict.WARNING, Cause.CONFIG)
+    assert "deep = true" in result.summary
+    assert well.ask(f"/v1/schema/{COLLECTION}")[0] == 404
+
+
+def test_a_folder_that_cannot_be_looked_at_is_told_while_all_is_well(well: Weaviate, tmp_path: Path) -> None:
+    probing = check(well, write_probe=True, data_path=tmp_path / "nowhere")
+    assert "No such file" in is_(deep(probing), Verdict.WARNING, Cause.CONFIG).summary
+
+
+def test_doctor_says_why_a_probe_could_not_be_asked_or_sees_no_disk(tmp_path: Path) -> None:
+    file = tmp_path / "selfheal.toml"
+    options = f'kind = "weaviate", url = "http://127.0.0.1:9", write_probe = true, data_path = "{tmp_path}/nowhere"'
+    said = {}
+    for deep_one in ("false", "true"):
+        file.write_text(f"[services.weaviate]\ndeep = {deep_one}\ncheck = {{ {options} }}\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "selfheal", "--state-dir", str(tmp_path / "state"), "doctor", str(file)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said[deep_one] = (done.returncode, "deep = true" in done.stderr, "No such file" in done.stderr)
+    assert said == {"false": (1, True, True), "true": (1, False, True)}
 
 
 # -- a cluster --------------------------------------------------------------------------------------------------------

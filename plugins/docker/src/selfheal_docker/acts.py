@@ -128,30 +128,44 @@ def refuse_restart(container: Container, run: Run, detail: str) -> None:
         raise ActionFailed(f"{container.name} cannot be restarted: {detail}")
 
 
-async def restart(docker: Docker, context: ActionContext, container: Container, patience: Patience) -> None:
-    """Restart a container, or start one that has ended, and see it run. Raises `ActionFailed` when it does not."""
+async def restart(docker: Docker, context: ActionContext, container: Container, patience: Patience) -> str:
+    """Restart a container, or start one that has ended, see it run, and say what runs now.
+
+    Raises `ActionFailed` when it does not.
+    """
     within = str(_stop_seconds(context, container, patience))
     (await docker.post(context, f"/containers/{container.id}/restart", t=within)).wanted(204)
-    await _seen_running(docker, context, container, patience)
+    now = await _seen_running(docker, context, container, patience)
+    ended = f", which {how_it_ended(container)}" if container.status == "exited" else ""
+    return f"{'restarted' if container.running else 'started'} {now.name}{ended}: {_runs(now)}"
 
 
-async def start(docker: Docker, context: ActionContext, container: Container, patience: Patience) -> None:
-    """Start a container and see it run; one that runs is left alone. Raises `ActionFailed` when it does not run."""
+async def start(docker: Docker, context: ActionContext, container: Container, patience: Patience) -> str:
+    """Start a container, see it run, and say what runs now; one that runs is left alone.
+
+    Raises `ActionFailed` when it does not run.
+    """
     if container.status == "running":
-        return
+        return f"{container.name} ran already as {container.incarnation}"
     if container.status == "paused":
         raise ActionFailed(f"{container.name} is paused: docker unpause {container.name} lets it go on")
     (await docker.post(context, f"/containers/{container.id}/start")).wanted(204, 304)
-    await _seen_running(docker, context, container, patience)
+    return f"started {container.name}: {_runs(await _seen_running(docker, context, container, patience))}"
 
 
-async def stop(docker: Docker, context: ActionContext, container: Container, patience: Patience) -> None:
+async def stop(docker: Docker, context: ActionContext, container: Container, patience: Patience) -> str:
     """Stop a container, as a person's wish; one that has ended stays so. Raises `ActionFailed` when it still runs."""
     within = str(_stop_seconds(context, container, patience))
     (await docker.post(context, f"/containers/{container.id}/stop", t=within)).wanted(204, 304)
     after = await found(docker, context, container.id)
     if after is not None and after.running:
         raise ActionFailed(f"{container.name} still runs, though Docker said that it was stopped")
+    return f"stopped {container.name}" if container.running else f"{container.name} had ended already"
+
+
+def _runs(now: Container) -> str:
+    """Say what a container runs as, and how well by its own health check."""
+    return f"it runs as {now.incarnation}" + (f", {now.health}" if now.health else "")
 
 
 def _stop_seconds(context: ActionContext, container: Container, patience: Patience) -> int:
@@ -161,8 +175,8 @@ def _stop_seconds(context: ActionContext, container: Container, patience: Patien
     return max(0, min(ceil(asked), int(room)))
 
 
-async def _seen_running(docker: Docker, context: ActionContext, before: Container, patience: Patience) -> None:
-    """Look at a container that was just started until it has settled, or has ended after all."""
+async def _seen_running(docker: Docker, context: ActionContext, before: Container, patience: Patience) -> Container:
+    """Look at a container that was just started until it has settled, or has ended after all; return the last look."""
     began = time.monotonic()
     left = max(0.0, context.remaining - _RESERVE / 2)
     settled = began + min(patience.settle, left)
@@ -176,7 +190,7 @@ async def _seen_running(docker: Docker, context: ActionContext, before: Containe
         _refuse_failed_start(before, first, now)
         over = time.monotonic()
         if now.health == "healthy" or now.status == "paused" or over >= (patient if now.health else settled):
-            return
+            return now
         await asyncio.sleep(_POLL if over < settled or not now.health else _SLOW_POLL)
 
 

@@ -177,8 +177,8 @@ class ComposeWorkload:
         """Return what this workload can be asked to do, which depends on how many containers it may have."""
         return frozenset({"restart", "start", "stop"} | ({"scale_up"} if self.instances_max > 1 else set()))
 
-    async def restart(self, context: ActionContext) -> None:
-        """Restart its containers, all at once, and see them run; those a person has stopped stay so.
+    async def restart(self, context: ActionContext) -> str:
+        """Restart its containers, all at once, see them run, and say so; those a person has stopped stay so.
 
         Raises `ActionFailed` when there are none, they are others than those that failed, or one does not run
         afterwards.
@@ -188,42 +188,52 @@ class ComposeWorkload:
         if not free:
             acts.refuse_restart(*seen[0])
         self._memory.ordered.extend(one.incarnation for one in free)
-        await self._each(free, lambda one: acts.restart(self._docker, context, one, self._patience))
+        told = await self._each(free, lambda one: acts.restart(self._docker, context, one, self._patience))
+        left = len(seen) - len(free)
+        return "; ".join(told) + (f"; left alone, for somebody stopped them or Docker has them: {left}" if left else "")
 
-    async def start(self, context: ActionContext) -> None:
+    async def start(self, context: ActionContext) -> str:
         """Start its containers and see them run; where there is none yet, `docker compose up` creates them."""
         seen = await self._seen(self._docker, context)
         if seen:
             acts.as_expected(context, _one(seen).id)
-            await self._each(
-                [one for one, _, _ in seen], lambda one: acts.start(self._docker, context, one, self._patience)
+            return "; ".join(
+                await self._each(
+                    [one for one, _, _ in seen], lambda one: acts.start(self._docker, context, one, self._patience)
+                )
             )
-            return
         await self._compose.up(self.service)
-        if _one(await self._seen(self._docker, context)).run not in (Run.RUNNING, Run.STARTING):
+        after = _one(await self._seen(self._docker, context))
+        if after.run not in (Run.RUNNING, Run.STARTING):
             raise ActionFailed(f"{self._title}: docker compose up said that it was started, and nothing runs")
+        return f"docker compose up created {self._title}: {after.id}"
 
-    async def stop(self, context: ActionContext) -> None:
+    async def stop(self, context: ActionContext) -> str:
         """Stop its containers, as a person's wish: nothing heals them afterwards."""
         seen = await self._meant(context)
-        await self._each([one for one, _, _ in seen], lambda one: acts.stop(self._docker, context, one, self._patience))
+        stopping = [one for one, _, _ in seen]
+        return "; ".join(await self._each(stopping, lambda one: acts.stop(self._docker, context, one, self._patience)))
 
-    async def scale_up(self, context: ActionContext) -> None:
-        """Have `arguments["to"]` containers, at most `instances_max`; fewer than there are changes nothing (S31).
+    async def scale_up(self, context: ActionContext) -> str:
+        """Have `arguments["to"]` containers, at most `instances_max`, and say how many there are.
+
+        Fewer than there are changes nothing (S31).
 
         Raises `ActionFailed` when the service cannot have several or should not, or the files have changed since its
         containers were created, so that further ones would be of another version.
         """
         to = acts.scale_target(context, self.instances_max, "instances_max")
         seen = await self._meant(context)
-        if sum(one.status == "running" for one, _, _ in seen) >= to:
-            return
+        up = sum(one.status == "running" for one, _, _ in seen)
+        if up >= to:
+            return f"{up} containers of {self._title} run already, and {to} were asked for"
         if refusals := await self._against_scaling(seen):
             raise ActionFailed(f"{self._title} is not scaled: {'; '.join(one.message for one in refusals)}")
         await self._compose.up(self.service, max(to, len(seen)))
         after = _one(await self._seen(self._docker, context))
         if after.count < to:
             raise ActionFailed(f"{self._title}: docker compose up is done, and {after.count} of {to} containers run")
+        return f"{after.count} containers of {self._title} run, {up} before"
 
     async def _against_scaling(self, seen: Sequence[tuple[Container, Run, str]]) -> list[Problem]:
         """Return the reasons why the service must not have more containers than now."""
@@ -252,15 +262,23 @@ class ComposeWorkload:
         return found
 
     async def probe(self, context: ActionContext) -> Settled | None:
-        """Say whether none of the containers that failed runs any more, and others do; None while it cannot be told."""
+        """Say whether none of the containers that failed runs any more, and others do; None while it cannot be told.
+
+        Of a `scale_up` it is proof that there are as many as were asked for, of a `stop` that none runs.
+        """
         if context.expected is None or context.expected.run is Run.UNKNOWN or " " in context.expected.id:
             return None
         before = set(context.expected.id.split(","))
         try:
             running = {one.incarnation for one, _, _ in await self._seen(self._docker, context) if one.running}
+            done = bool(running) and not running & before
+            if context.verb == "scale_up":
+                done = len(running) >= acts.scale_target(context, self.instances_max, "instances_max")
+            elif context.verb == "stop":
+                done = not running
         except (OSError, ActionFailed):
             return None
-        return Settled.DONE if running and not running & before else None
+        return Settled.DONE if done else None
 
     # -- how ---------------------------------------------------------------------------------------------------------
 
@@ -277,8 +295,8 @@ class ComposeWorkload:
         acts.as_expected(context, _one(seen).id)
         return seen
 
-    async def _each(self, containers: Sequence[Container], act: Callable[[Container], Awaitable[None]]) -> None:
-        """Do it to all of them at once, and say of every one that failed why."""
+    async def _each(self, containers: Sequence[Container], act: Callable[[Container], Awaitable[str]]) -> list[str]:
+        """Do it to all of them at once, and say what was done to each. Raises `ActionFailed` with what was not."""
         ended = await asyncio.gather(*(act(one) for one in containers), return_exceptions=True)
         failed = [one for one in ended if isinstance(one, BaseException)]
         for one in failed:
@@ -286,6 +304,7 @@ class ComposeWorkload:
                 raise one
         if failed:
             raise ActionFailed("; ".join(str(one) for one in failed))
+        return [one for one in ended if isinstance(one, str)]
 
     # -- before it is needed -----------------------------------------------------------------------------------------
 

@@ -5,35 +5,16 @@ Owns the arithmetic. Docker changes a running container at once; nothing is rest
 
 from __future__ import annotations
 
-import re
-from typing import Any, Final
-
-import attrs
+from typing import Final
 
 from selfheal.errors import ActionFailed
 from selfheal_docker.container import Container
 
-_UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+LEAST: Final = 6 << 20
+"""Bytes of memory that are the least Docker takes for a limit."""
+
 _NANO: Final = 1_000_000_000
 _PERIOD: Final = 100_000  # microseconds; the kernel's default, which Docker shows as 0
-
-
-def size(value: object) -> object:
-    """Return a number of bytes; a text is read as Docker reads it (`512m`, `2g`, `2GiB`)."""
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"\s*(\d+)\s*([kmgt]?)(i?b)?\s*", value, re.IGNORECASE)
-    if found is None:
-        raise ValueError(f'{value!r} is no amount of memory; write bytes, or a text such as "512m" or "2g"')
-    return int(found[1]) * _UNITS[found[2].lower()]
-
-
-def check_size(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    """Validate an amount of memory: attrs calls this. 6 MiB is the least Docker takes."""
-    if value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or not 6 << 20 <= value <= 1 << 50:
-        raise ValueError(f'{attribute.name}: {value!r} is no amount of memory from 6 MiB on, such as "512m" or "2g"')
 
 
 def raised(container: Container, memory_max: int | None, cpus_max: float | None, grow: float) -> dict[str, int]:
@@ -67,8 +48,7 @@ def _raise_memory(container: Container, most: int, grow: float, update: dict[str
 
 
 def _raise_cpus(container: Container, most: float, grow: float, update: dict[str, int], why: list[str]) -> None:
-    period = container.cpu_period or _PERIOD
-    now = container.nano_cpus / _NANO if container.nano_cpus > 0 else max(0, container.cpu_quota) / period
+    period, now = container.cpu_period or _PERIOD, cpus_of(container)
     if now <= 0:
         why.append("its processor time has no limit")
     elif now >= most:
@@ -77,6 +57,23 @@ def _raise_cpus(container: Container, most: float, grow: float, update: dict[str
         update["NanoCpus"] = int(min(most, now * grow) * _NANO)
     else:
         update["CpuQuota"] = int(min(most, now * grow) * period)
+
+
+def cpus_of(container: Container) -> float:
+    """Return its limit of processors; 0 for none."""
+    if container.nano_cpus > 0:
+        return container.nano_cpus / _NANO
+    return max(0, container.cpu_quota) / (container.cpu_period or _PERIOD)
+
+
+def told(before: Container, after: Container) -> str:
+    """Say what a container was given."""
+    said = []
+    if after.memory != before.memory:
+        said.append(f"memory from {before.memory} to {after.memory} bytes")
+    if cpus_of(after) != cpus_of(before):
+        said.append(f"processors from {cpus_of(before):g} to {cpus_of(after):g}")
+    return f"raised {' and '.join(said) or 'nothing'} of {after.name}"
 
 
 def short_of(container: Container, update: dict[str, int]) -> str:

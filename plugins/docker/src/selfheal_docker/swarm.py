@@ -242,8 +242,8 @@ class SwarmWorkload:
         """Return what this workload can be asked to do, which depends on how many replicas it may have."""
         return frozenset({"restart"} | ({"scale_up"} if self.replicas_max > 1 else set()))
 
-    async def restart(self, context: ActionContext) -> None:
-        """Have swarm replace every task, by the rules of the service's own updates, and see the new ones run.
+    async def restart(self, context: ActionContext) -> str:
+        """Have swarm replace every task, by the rules of the service's own updates, see the new ones run, and say so.
 
         Raises `ActionFailed` when there is none, it is another than the one that failed, was scaled to nought, is being
         updated already, or the update does not come to its end.
@@ -259,10 +259,13 @@ class SwarmWorkload:
         def replaced(now: _Seen) -> bool:
             return len(now.running) >= (now.replicas or 1) and not _old(now, before)
 
-        await self._until(context, "restart", seen.version, replaced)
+        now = await self._until(context, "restart", seen.version, replaced)
+        return f"swarm replaced the tasks of {self.service}: {now.identity} run"
 
-    async def scale_up(self, context: ActionContext) -> None:
-        """Have `arguments["to"]` replicas, at most `replicas_max`; fewer than there are changes nothing (S31).
+    async def scale_up(self, context: ActionContext) -> str:
+        """Have `arguments["to"]` replicas, at most `replicas_max`, and say how many run.
+
+        Fewer than there are changes nothing (S31).
 
         Raises `ActionFailed` when the service cannot have several or should not, or they do not all run.
         """
@@ -272,19 +275,26 @@ class SwarmWorkload:
             raise ActionFailed(f"{self.service} is not scaled: {refusal.message}; {refusal.hint}")
         if seen.replicas is not None and seen.replicas < to:
             await self._update(context, seen, {**seen.spec, "Mode": {"Replicated": {"Replicas": to}}})
-        await self._until(context, "scale_up", seen.version, lambda now: len(now.running) >= to)
+        now = await self._until(context, "scale_up", seen.version, lambda now: len(now.running) >= to)
+        return f"{len(now.running)} replicas of {self.service} run, {len(seen.running)} before"
 
     async def probe(self, context: ActionContext) -> Settled | None:
-        """Say whether none of the tasks that failed runs any more, and others do; None while it cannot be told."""
+        """Say whether none of the tasks that failed runs any more, and others do; None while it cannot be told.
+
+        Of a `scale_up` it is proof that as many replicas run as were asked for.
+        """
         expected = context.expected
         if expected is None or expected.run is Run.UNKNOWN or " " in expected.id:
             return None
         try:
             seen = await self._seen(self._docker, context)
+            to = acts.scale_target(context, self.replicas_max, "replicas_max") if context.verb == "scale_up" else 0
         except (OSError, ActionFailed):
             return None
         if seen is None or not seen.running or seen.update.get("State") in UNDER_WAY:
             return None
+        if to:
+            return Settled.DONE if len(seen.running) >= to else None
         return None if _old(seen, set(expected.id.split(","))) else Settled.DONE
 
     # -- how ---------------------------------------------------------------------------------------------------------
@@ -305,8 +315,10 @@ class SwarmWorkload:
             raise ActionFailed(f"{self.service} is left alone: somebody changed it at this moment")
         reply.wanted(200)
 
-    async def _until(self, context: ActionContext, verb: str, before: int, done: Callable[[_Seen], bool]) -> None:
-        """Look until it is done and has stayed so for `settle` seconds. Raises `ActionFailed` when it does not.
+    async def _until(self, context: ActionContext, verb: str, before: int, done: Callable[[_Seen], bool]) -> _Seen:
+        """Look until it is done and has stayed so for `settle` seconds; return the last look.
+
+        Raises `ActionFailed` when it does not.
 
         What is said of an update counts from the version after `before` on: until then it is of an earlier one.
         """
@@ -324,7 +336,7 @@ class SwarmWorkload:
             else:
                 since = now if since is None else since
                 if now - since >= self.settle:
-                    return
+                    return seen
             if context.remaining < _RESERVE:
                 raise ActionFailed(f"{self.service}: its {verb} is not over in the time of this step: {_short(seen)}")
             await asyncio.sleep(_POLL)

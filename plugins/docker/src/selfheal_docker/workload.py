@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Literal
 import attrs
 
 from selfheal import Instance, Run, Settled
-from selfheal.builtin.options import seconds
+from selfheal.builtin.options import factor, memory, processors, seconds
 from selfheal.errors import ActionFailed, Problem
 from selfheal.plugins import ActionContext, Context
 from selfheal_docker import acts, doctor, resources
@@ -45,20 +45,6 @@ def check_named_again(named: str | None, service: str) -> None:
         raise ValueError(f"scale_stateful: {named!r} is not this service's name, {service!r}")
 
 
-def check_share(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    """Validate a factor to grow by: attrs calls this."""
-    if not isinstance(value, float | int) or isinstance(value, bool) or not 1.0 < value <= 10.0:
-        raise ValueError(f"{attribute.name}: {value!r} is no factor above 1 and at most 10")
-
-
-def check_cpus(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    """Validate a number of processors: attrs calls this."""
-    if value is None:
-        return
-    if not isinstance(value, float | int) or isinstance(value, bool) or not 0.01 <= value <= 10_000:
-        raise ValueError(f"{attribute.name}: {value!r} is no number of processors, such as 1.5")
-
-
 @attrs.frozen(kw_only=True)
 class DockerWorkload:
     """One container: who runs and how it ended; it can be restarted, started, stopped and given more resources."""
@@ -78,11 +64,11 @@ class DockerWorkload:
     #: What an end counts as of which cannot be told whether somebody asked for it: `exited` or `stopped`.
     unexplained_end: Literal["exited", "stopped"] = attrs.field(default="exited", validator=check_unexplained)
     #: The most memory `scale_up` may give it, in bytes or as `"2g"`; by default, memory is left alone.
-    memory_max: int | None = attrs.field(default=None, converter=resources.size, validator=resources.check_size)
+    memory_max: int | None = memory(low=resources.LEAST)
     #: The most processors `scale_up` may give it; by default, they are left alone.
-    cpus_max: float | None = attrs.field(default=None, validator=check_cpus)
+    cpus_max: float | None = processors()
     #: The factor by which one `scale_up` raises memory and processors.
-    grow: float = attrs.field(default=1.5, validator=check_share)
+    grow: float = factor(1.5)
     _memory: Memory = attrs.field(factory=Memory, init=False, eq=False, repr=False)
 
     @property
@@ -141,8 +127,8 @@ class DockerWorkload:
         grows = self.memory_max is not None or self.cpus_max is not None
         return frozenset({"restart", "start", "stop"} | ({"scale_up"} if grows else set()))
 
-    async def restart(self, context: ActionContext) -> None:
-        """Restart it, or start it if it has ended, and see it run.
+    async def restart(self, context: ActionContext) -> str:
+        """Restart it, or start it if it has ended, see it run, and say what runs now.
 
         Raises `ActionFailed` when it does not exist (S30), is another incarnation than the one that failed, was
         stopped or paused by a person, is being restarted by Docker itself, ended at once, or is unhealthy afterwards.
@@ -151,18 +137,18 @@ class DockerWorkload:
         run, detail = await self._standing(self._docker, context, container)
         acts.refuse_restart(container, run, detail)
         self._memory.ordered.append(container.incarnation)
-        await acts.restart(self._docker, context, container, self._patience)
+        return await acts.restart(self._docker, context, container, self._patience)
 
-    async def start(self, context: ActionContext) -> None:
+    async def start(self, context: ActionContext) -> str:
         """Start it and see it run; one that runs is left alone. Raises `ActionFailed`, as `restart` does."""
-        await acts.start(self._docker, context, await self._meant(context), self._patience)
+        return await acts.start(self._docker, context, await self._meant(context), self._patience)
 
-    async def stop(self, context: ActionContext) -> None:
+    async def stop(self, context: ActionContext) -> str:
         """Stop it, as a person's wish: it counts as stopped afterwards, and nothing heals it."""
-        await acts.stop(self._docker, context, await self._meant(context), self._patience)
+        return await acts.stop(self._docker, context, await self._meant(context), self._patience)
 
-    async def scale_up(self, context: ActionContext) -> None:
-        """Give it more memory and processors while it runs, up to the maxima; nothing is restarted.
+    async def scale_up(self, context: ActionContext) -> str:
+        """Give it more memory and processors while it runs, up to the maxima, and say how much; nothing is restarted.
 
         Raises `ActionFailed` when it is at its maximum already, has no limits, or Docker did not do it.
         """
@@ -175,20 +161,24 @@ class DockerWorkload:
         (await self._docker.post(context, f"/containers/{container.id}/update", update)).wanted(200)
         after = await acts.found(self._docker, context, container.id)
         missed = "it was removed" if after is None else resources.short_of(after, update)
-        if missed:
+        if after is None or missed:
             raise ActionFailed(f"{container.name}: Docker said that it was updated, but {missed}")
+        return resources.told(container, after)
 
     async def probe(self, context: ActionContext) -> Settled | None:
         """Say whether another incarnation runs than the one that failed; None while that cannot be told.
 
         The same incarnation proves nothing yet: Docker may still be waiting for it to stop, and will then start it.
+        Of a `stop` its end is proof. Nothing can be told of a `scale_up`: what it had before, Docker does not say.
         """
-        if context.expected is None or context.expected.run is Run.UNKNOWN:
+        if context.expected is None or context.expected.run is Run.UNKNOWN or context.verb == "scale_up":
             return None
         try:
             container = await acts.found(self._docker, context, self.container)
         except (OSError, ActionFailed):
             return None
+        if container is not None and context.verb == "stop":
+            return Settled.DONE if container.status == "exited" else None
         if container is None or not container.running or container.incarnation == context.expected.id:
             return None
         return Settled.DONE

@@ -16,12 +16,16 @@ CONTAINER: Final = "knowledgehub-"
 YES: Final = frozenset({"true", "1", "yes", "on"})
 """Words of MINIO_SECURE that mean https; every other one means http."""
 
+NOBODY: Final = "none"
+"""The value of NEO4J_AUTH with which Neo4j's own image lets everybody in."""
+
 
 def presets(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Return each service's keys, as a file would have them, where these variables are set.
 
-    Variables that are not in the specification count only where they are set: WEAVIATE_API_KEY, MINIO_SECURE, and
-    DOCKER_HOST for the Docker Engine. So do NEO4J_USER, whose default is Neo4j's own, and the two keys of MinIO.
+    Variables that are not in the specification count only where they are set: WEAVIATE_API_KEY, MINIO_SECURE,
+    NEO4J_AUTH, and DOCKER_HOST for the Docker Engine. So do NEO4J_USER, whose default is Neo4j's own, and the two keys
+    of MinIO.
     """
     found = {
         "database": _preset("high", 3, ["reconnect", "restart"], 2, (2.0, 60.0), 30.0),
@@ -57,7 +61,9 @@ def _checks(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     if environment.get("WEAVIATE_API_KEY"):
         weaviate["api_key"] = {"env": "WEAVIATE_API_KEY"}
     # A user that were read as a secret would be masked wherever it is seen, and it is often called as the database is.
-    neo4j: dict[str, Any] = {"kind": "neo4j", "uri": {"env": "NEO4J_URI"}, "password": {"env": "NEO4J_PASSWORD"}}
+    neo4j: dict[str, Any] = {"kind": "neo4j", "uri": {"env": "NEO4J_URI"}}
+    if environment.get("NEO4J_AUTH", "").strip() != NOBODY:
+        neo4j["password"] = {"env": "NEO4J_PASSWORD"}
     if user := environment.get("NEO4J_USER", "").strip():
         neo4j["user"] = user
     minio: dict[str, Any] = {"kind": "minio", "url": {"env": "MINIO_ENDPOINT"}}

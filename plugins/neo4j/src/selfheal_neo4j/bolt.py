@@ -18,6 +18,7 @@ OFFER: Final = bytes.fromhex("6060b01700030405000000050002040400000000")
 
 HELLO: Final = 0x01
 LOGON: Final = 0x6A
+LOGOFF: Final = 0x6B
 RUN: Final = 0x10
 PULL: Final = 0x3F
 RESET: Final = 0x0F
@@ -174,8 +175,11 @@ def answered(data: bytes) -> Generator[bytes, bytes, tuple[dict[str, Any], bytes
 # -- the conversation -------------------------------------------------------------------------------------------------
 
 
-def greet(auth: Mapping[str, str]) -> Generator[bytes, bytes, dict[str, Any]]:
-    """Agree on a version and log in; return what the server says of itself. Raises `NotBolt` and `Failed`."""
+def greet(auth: Mapping[str, str]) -> Generator[bytes, bytes, tuple[dict[str, Any], bool]]:
+    """Agree on a version and log in. Raises `NotBolt` and `Failed`.
+
+    Return what the server says of itself, and whether one may log in again on this connection (since Bolt 5.1).
+    """
     heard, data = yield from read_exactly(4, (yield OFFER))
     if heard == b"HTTP":
         raise NotBolt(SPEAKS_HTTP)
@@ -187,11 +191,17 @@ def greet(auth: Mapping[str, str]) -> Generator[bytes, bytes, dict[str, Any]]:
     agent = {"user_agent": "selfheal/1", "bolt_agent": {"product": "selfheal/1"}}
     if (major, minor) < (5, 1):
         hello, data = yield from answered(data + (yield message(HELLO, {"user_agent": "selfheal/1", **auth})))
-        return hello
+        return hello, False
     data += yield message(HELLO, agent) + message(LOGON, auth)
     hello, data = yield from answered(data)
-    _, data = yield from answered(data)
-    return hello
+    yield from answered(data)
+    return hello, True
+
+
+def log_in_again(auth: Mapping[str, str]) -> Generator[bytes, bytes, None]:
+    """Log off and on: a connection stays logged in when the password is changed. Raises `NotBolt` and `Failed`."""
+    _, data = yield from answered((yield message(LOGOFF) + message(LOGON, auth)))
+    yield from answered(data)
 
 
 def query(

@@ -1,11 +1,13 @@
 """The check `neo4j`: its options, the light talk over Bolt, and what each refusal means.
 
-Light, it logs in and asks for `RETURN 1` in the database, on a kept connection. Where the database is not to be had it
-asks the database `system` why. Deep, the driver does the same on a new connection and looks at every database.
+Light, it logs in and asks for `RETURN 1` in the database, each time anew, on a kept connection. Where the database is
+not to be had it asks the database `system` why. Deep, the driver does the same on a new connection and looks at every
+database.
 """
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +18,9 @@ import attrs
 
 from selfheal import Cause, CheckContext, CheckResult, Secret, Target, Tls, Verdict
 from selfheal.builtin import options
+from selfheal.errors import Problem
 from selfheal.wire import Talk, failing, inconclusive, warning
-from selfheal_neo4j.bolt import SPEAKS_HTTP, Failed, NotBolt, greet, query, reset
+from selfheal_neo4j.bolt import SPEAKS_HTTP, Failed, NotBolt, greet, log_in_again, query, reset
 
 Details = dict[str, str | int | float | bool | None]
 
@@ -28,6 +31,10 @@ LIMIT: Final = 2**18
 
 PATIENCE: Final = 30_000
 """Milliseconds after which the server itself ends our query, should we be gone."""
+
+ROOM: Final = 2**30
+ROOM_SHARE: Final = 0.1
+"""Bytes, or the share of a disk, that must be free for a start: Neo4j reserves 256 MiB for its log of transactions."""
 
 READING_FAULTS: Final = (OSError, ValueError, LookupError)
 """What reading an address or a secret may raise."""
@@ -91,10 +98,15 @@ class Neo4jCheck:
     password: Secret | None = attrs.field(
         default=None, validator=attrs.validators.optional(attrs.validators.instance_of(Secret))
     )
+    #: Whether anybody logs in at all; `false` for a server without authentication, whatever password is given.
+    authentication: bool = attrs.field(default=True, validator=_YES_OR_NO)
     #: The database that is asked.
     database: str = attrs.field(default="neo4j", validator=attrs.validators.matches_re(r"[A-Za-z][A-Za-z0-9.-]{2,62}"))
     #: Whether a deep check warns when the database may not be written.
     writable: bool = attrs.field(default=True, validator=_YES_OR_NO)
+    #: Any folder on the disk of its data, as this machine sees it. A database that has given up because that disk was
+    #: full is restarted only where this shows room again.
+    data_path: Path | None = attrs.field(default=None, converter=options.path)
     #: A PEM file of the authorities to trust, instead of the system's.
     authority: Path | None = attrs.field(default=None, converter=options.path)
     #: Seconds before its end from which a certificate warns; light checks only.
@@ -113,6 +125,10 @@ class Neo4jCheck:
         _text_or_secret(self, attribute, value)
         if not value:
             raise ValueError("user: it is empty; leave it out for neo4j")
+
+    def __attrs_post_init__(self) -> None:
+        if not self.authentication:  # what nobody needs is neither looked for nor missed
+            object.__setattr__(self, "password", None)
 
     def address(self) -> Address:
         """Return where it is. Raises ValueError, and what reading a secret raises."""
@@ -139,21 +155,33 @@ class Neo4jCheck:
         user = self.user.reveal().strip() if isinstance(self.user, Secret) else self.user
         return {"scheme": "basic", "principal": user, "credentials": self.password.reveal().strip("\r\n")}
 
+    def room(self) -> bool | None:
+        """Return whether the disk at `data_path` has room for a start; None where nobody can see."""
+        try:
+            seen = None if self.data_path is None else os.statvfs(self.data_path)
+        except OSError:
+            return None
+        if seen is None:
+            return None
+        return seen.f_bavail * seen.f_frsize >= ROOM or seen.f_bavail >= ROOM_SHARE * seen.f_blocks
+
     def talk(self) -> Talk:
-        """Log in once for each connection, then ask once for each check."""
+        """Log in and ask, at each check anew, where Bolt can do that on one connection."""
         try:
             auth = self.credentials()
         except READING_FAULTS as problem:
             return inconclusive(f"the user or the password cannot be read: {type(problem).__name__}", Cause.CONFIG)
         details: Details = {}
         try:
-            hello = yield from greet(auth)
+            hello, again = yield from greet(auth)
             details = {"server": str(hello.get("server", ""))[:60], "database": self.database}
             while True:
                 result = yield from self._asked(details)
                 if result.verdict is not Verdict.PASSING or not self.keep:
                     return result
                 yield result
+                if again:
+                    yield from log_in_again(auth)
         except NotBolt as problem:
             return failing(Cause.CONFIG if str(problem) == SPEAKS_HTTP else Cause.ERROR, f"not Bolt: {problem}")
         except Failed as failure:
@@ -164,13 +192,12 @@ class Neo4jCheck:
         try:
             _, rows = yield from query("RETURN 1", self.database, PATIENCE)
         except Failed as failure:
-            if not failure.code.endswith(UNAVAILABLE):
+            if not failure.code.endswith(UNSERVED):
                 raise
             yield from reset()
             fields, rows = yield from query(WHY, "system", PATIENCE)
             result = judge_databases(fields, rows, self.database, writable=False)
-            if result.verdict is not Verdict.FAILING:  # between the two questions it has come
-                result = refused(failure.code)
+            result = unserved(failure.code, result, self.room())
             return attrs.evolve(result, details={**details, **result.details, "code": failure.code})
         if rows != [[1]]:
             return attrs.evolve(failing(Cause.ERROR, "RETURN 1 is not answered with 1"), details=details)
@@ -192,6 +219,17 @@ class Neo4jCheck:
             return inconclusive(f"the authority cannot be used: {problem.strerror}", Cause.CONFIG)
         return await look(self, context, end, auth, trusted)
 
+    async def doctor(self, context: CheckContext) -> list[Problem]:
+        """Return why `data_path` shows nothing of a disk."""
+        if self.data_path is None:
+            return []
+        try:
+            await context.blocking(os.statvfs, self.data_path)
+        except OSError as problem:
+            why = f"cannot be looked at: {os.strerror(problem.errno or 0)}"
+            return [Problem(path="check.data_path", message=why, hint="any folder on the disk of its data will do")]
+        return []
+
     def _trust(self, end: Address) -> ssl.SSLContext | None:
         tls = self.tls(end)
         if tls is None:
@@ -205,7 +243,11 @@ class Neo4jCheck:
 
 # -- what the answers mean --------------------------------------------------------------------------------------------
 
-UNAVAILABLE: Final = (".DatabaseUnavailable", ".DatabaseNotAvailable")
+UNSERVED: Final = (".DatabaseUnavailable", ".DatabaseNotAvailable", ".TransactionStartFailed")
+"""How refusals end whose reason `system` knows: the last is that of a database which has given up after a fault."""
+
+NO_ROOM: Final = "No space left"
+"""What stands in the message of a database that has given up because its disk was full."""
 
 CAUSES: Final = {
     "ClientError.Security.Unauthorized": (Cause.AUTH, "it does not take our user and password"),
@@ -247,6 +289,27 @@ def refused(code: str) -> CheckResult:
     return failing(cause, f"{text} ({code})")
 
 
+def unserved(code: str, result: CheckResult, room: bool | None = None) -> CheckResult:
+    """Return why a database serves nothing: what `system` says of it, or, where that is nothing, what it says itself.
+
+    A database that could not write has given up: it is online, takes neither reads nor writes, and only a restart opens
+    it again, which on a full disk fails. So it is `full`, which is not restarted for, until there is `room`.
+    """
+    if result.verdict is Verdict.FAILING:
+        return result
+    told = str(result.details.get("message") or "")
+    found = refused(code)
+    if NO_ROOM in told:
+        if room:
+            text = f"its disk was full, and it serves nothing until it is restarted; there is room again ({told})"
+        else:
+            text = f"its disk was full, and it serves nothing until there is room and it is restarted ({told})"
+        found = failing(Cause.ERROR if room else Cause.FULL, text)
+    elif told:
+        found = failing(found.cause or Cause.ERROR, f"{told} ({code})")
+    return attrs.evolve(found, details=result.details)
+
+
 COMING: Final = frozenset({"initial", "starting", "store copying", "unknown"})
 
 
@@ -262,6 +325,7 @@ def judge_databases(
         return attrs.evolve(failing(Cause.CONFIG, f"there is no database {database}"), details=details)
     one = next((one for one in ours if one.get("currentStatus") != "online"), ours[0])
     details |= {"status": _word(one, "currentStatus"), "access": _word(one, "access"), "role": _word(one, "role")}
+    details["message"] = _said(one) or None
     details = {name: value for name, value in details.items() if value is not None}
     return attrs.evolve(_judged(one, ours, others, writable), details=details)
 
@@ -276,8 +340,9 @@ def _judged(
             return failing(Cause.STARTING, f"database {name} is {status}")
         if one.get("requestedStatus") == "offline":
             return failing(Cause.CONFIG, f"database {name} is {status}: a person stopped it")
-        said = str(one.get("statusMessage") or one.get("error") or "")[:200]
-        return failing(Cause.ERROR, f"database {name} is {status}{f': {said}' if said else ''}")
+        said = _said(one)
+        cause = Cause.FULL if NO_ROOM in said else Cause.ERROR
+        return failing(cause, f"database {name} is {status}{f': {said}' if said else ''}")
     off = [f"{_where(other)} {_word(other, 'currentStatus')}" for other in ours if other not in online]
     off += [
         f"{_where(other)} {_word(other, 'currentStatus')}"
@@ -294,6 +359,10 @@ def _judged(
 
 def _may_be_written(one: Mapping[str, Any]) -> bool:
     return one.get("access", "read-write") == "read-write" and one.get("writer", True) is True
+
+
+def _said(one: Mapping[str, Any]) -> str:
+    return str(one.get("statusMessage") or one.get("error") or "")[:200]
 
 
 def _word(one: Mapping[str, Any], field: str) -> str | None:

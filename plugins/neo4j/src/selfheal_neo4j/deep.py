@@ -20,7 +20,7 @@ import attrs
 from selfheal import Cause, CheckContext, CheckResult, PeerClosed, Verdict
 from selfheal.wire import Talk, failing, read_exactly, secure, tls_trouble
 from selfheal_neo4j.bolt import OFFER, SPEAKS_HTTP
-from selfheal_neo4j.checks import UNAVAILABLE, WHY, Address, Neo4jCheck, judge_databases, refused
+from selfheal_neo4j.checks import UNSERVED, WHY, Address, Neo4jCheck, judge_databases, refused, unserved
 
 if TYPE_CHECKING:
     from neo4j import AsyncDriver
@@ -62,7 +62,7 @@ async def look(
     result: CheckResult | None = None
     try:
         async with driver:
-            result = await _looked(neo4j, check, driver, patience)
+            result = await _looked(neo4j, check, context, driver, patience)
     except neo4j.exceptions.Neo4jError as problem:
         result = attrs.evolve(refused(str(problem.code)), details={"code": str(problem.code)[:120]})
     except (neo4j.exceptions.DriverError, OSError) as problem:
@@ -121,7 +121,9 @@ async def _turns(talk: Talk, reader: asyncio.StreamReader, writer: asyncio.Strea
     return said
 
 
-async def _looked(neo4j: Any, check: Neo4jCheck, driver: AsyncDriver, patience: float) -> CheckResult:
+async def _looked(
+    neo4j: Any, check: Neo4jCheck, context: CheckContext, driver: AsyncDriver, patience: float
+) -> CheckResult:
     details: dict[str, str | int | float | bool | None] = {"database": check.database}
     code = ""
     try:
@@ -130,13 +132,14 @@ async def _looked(neo4j: Any, check: Neo4jCheck, driver: AsyncDriver, patience: 
             return failing(Cause.ERROR, "RETURN 1 is not answered with 1")
     except neo4j.exceptions.Neo4jError as problem:
         code = str(problem.code)
-        if not code.endswith(UNAVAILABLE):
+        if not code.endswith(UNSERVED):
             raise
     fields, rows = await _rows(neo4j, driver, WHY, "system", patience)
     result = judge_databases(fields, rows, check.database, writable=check.writable)
-    if code and result.verdict is not Verdict.FAILING:
-        result = attrs.evolve(refused(code), details=result.details)
-    if not code:
+    if code:
+        found = unserved(code, result, await context.blocking(check.room))
+        result = attrs.evolve(found, details={**result.details, "code": code})
+    else:
         _, rows = await _rows(neo4j, driver, COMPONENTS, "system", patience)
         if rows:
             details |= {"version": str(rows[0][0])[:60], "edition": str(rows[0][1])[:60]}

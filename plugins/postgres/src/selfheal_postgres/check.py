@@ -42,11 +42,10 @@ from selfheal_postgres.protocol import (
     NotPostgres,
     NotTrusted,
     ServerError,
+    Unforked,
     Unspoken,
+    read_old_error,
 )
-
-KEPT_CHECKS: Final = 10
-"""Checks on one kept connection; the next logs in anew, so that logging in is proven at least so often."""
 
 _DAY: Final = 86400.0
 _LOOPBACK: Final = ("127.", "::1", "localhost")
@@ -218,6 +217,8 @@ class PostgresCheck:
             if address.sslmode == "prefer":
                 return (yield from self._session(address, private=False))
             return failing(Cause.CONFIG, f"the server has no TLS, and sslmode is {address.sslmode}")
+        if answer == b"E" and rest[:1] != b"\0":
+            return unforked((yield from read_old_error(rest)))
         return failing(Cause.ERROR, "it does not speak PostgreSQL: its answer to the wish for TLS is none")
 
     def _session(self, address: Address, *, private: bool) -> Talk:
@@ -233,16 +234,16 @@ class PostgresCheck:
         try:
             yield from line.log_in(login, self._keys)
             begun = self._given_up[0]
-            for _ in range(KEPT_CHECKS - 1 if self.keep else 0):
+            while True:
                 result = yield from self._ask(line)
-                if self._given_up[0] > begun:
-                    return result
-                if result.verdict not in (Verdict.PASSING, Verdict.WARNING):
+                well = result.verdict in (Verdict.PASSING, Verdict.WARNING)
+                if not (self.keep and well) or self._given_up[0] > begun:
                     return result
                 yield result
-            return (yield from self._ask(line))
         except ServerError as problem:
             return from_server(problem, Verdict(self.exhausted))
+        except Unforked as problem:
+            return unforked(str(problem))
         except NotPostgres as problem:
             return failing(Cause.ERROR, f"it does not speak PostgreSQL: {problem}")
         except Unspoken as problem:
@@ -289,6 +290,11 @@ class PostgresCheck:
         except UNUSABLE as problem:
             why = unusable(problem).summary if not isinstance(problem, ConnectionError) else str(problem)
             return [unproven("check.url", why)]
+
+
+def unforked(text: str) -> CheckResult:
+    """Return what it means that the server could not make a process for us."""
+    return failing(Cause.OVERLOADED, f"it has no memory or no process left for a connection: {text}")
 
 
 def unproven(path: str, why: str) -> Problem:

@@ -7,11 +7,9 @@ in the package does so before a deep check or an action runs.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from errno import EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from math import inf
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -20,7 +18,7 @@ from psycopg.errors import ConnectionTimeout, QueryCanceled
 
 from selfheal import Cause, CheckResult, Verdict
 from selfheal.plugins import Context
-from selfheal.wire import failing, inconclusive
+from selfheal.wire import failing
 from selfheal_postgres.address import Address
 from selfheal_postgres.causes import from_server
 from selfheal_postgres.protocol import ServerError
@@ -29,9 +27,6 @@ T = TypeVar("T")
 
 SHORTER: Final = 0.1
 """Seconds that the driver's own time-out is shorter than ours, so that its words are heard."""
-
-OURS: Final = tuple(os.strerror(code) for code in (EMFILE, ENFILE, ENOMEM, ENOBUFS, EADDRNOTAVAIL))
-"""What libpq says where this machine, and not the server, has run out of something."""
 
 
 class _Prompt(psycopg.AsyncConnection[tuple[Any, ...]]):
@@ -128,14 +123,15 @@ def broken(problem: psycopg.Error, exhausted: Verdict = Verdict.WARNING) -> Chec
 
 
 def without_asking(problem: psycopg.Error) -> CheckResult | None:
-    """Return why a connection could not be made, where the driver's own words tell; else the server must be asked."""
+    """Return why a connection could not be made, where the driver's own words tell; else the server must be asked.
+
+    "Cannot allocate memory" and the like do not tell: they may be the server's words about itself.
+    """
     text = line(problem)
     if isinstance(problem, ConnectionTimeout):
         return failing(Cause.TIMEOUT, "no connection within the time")
     if isinstance(problem.__context__, socket.gaierror) or text.startswith("failed to resolve host"):
         return failing(Cause.DNS, text)
-    if any(words in text for words in OURS):
-        return inconclusive(f"{text} (this machine's own limit, not the service's fault)")
     return None
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import attrs
@@ -31,6 +33,9 @@ ENDED: Final = frozenset({Run.EXITED, Run.ABSENT})
 
 DOWN: Final = ENDED | {Run.STOPPED}
 """The same once it was stopped by us: then it is known how."""
+
+RESERVE: Final = 1.0
+"""Seconds of an action's time kept back to say what was seen."""
 
 PATIENCE: Final = 2.0
 """Seconds the old primary's address is given to say something."""
@@ -74,8 +79,8 @@ class Failover:
     #: Refuse where the last transaction the standby replayed is older than so many seconds. None (`off`): any age.
     max_age: float | None = seconds(None, 0.0, optional=True)
 
-    async def run(self, context: ActionContext) -> None:
-        """Promote it, and return when it takes writes. Raises `ActionFailed` when it could not be done.
+    async def run(self, context: ActionContext) -> str:
+        """Promote it, return when it takes writes, and say so. Raises `ActionFailed` when it could not be done.
 
         A standby that is a primary already was promoted before: then nothing is done. One that was told to, and took
         too long, may become one yet: `probe` tells.
@@ -83,10 +88,11 @@ class Failover:
         own, other = await self._addresses(context)
         async with session_for(context, other) as asked:
             if not await self._fit(asked, other):
-                return
-            await self._fenced(context, own)
-            if not await asked.value("SELECT pg_promote(true, %s)", max(1, int(context.remaining))):
-                raise ActionFailed(f"{other.place} was told to become the primary, and is none yet")
+                return f"{other.place} was the primary already"
+            await self._fenced(context, own, other)
+            with self._stopped_for(other):
+                await _promote(context, asked, other)
+        return f"{other.place} is the primary now" + ("; the old one was stopped first" if self.fence == "stop" else "")
 
     async def probe(self, context: ActionContext) -> Settled | None:
         """Return DONE when the standby is a primary now; None while it is none (it may be about to), or is silent."""
@@ -160,7 +166,25 @@ class Failover:
             return f'its workload, {type(context.workload).kind}, cannot stop it: use `fence = "inspect"`'
         return ""
 
-    async def _fenced(self, context: ActionContext, own: Address) -> None:
+    @contextmanager
+    def _stopped_for(self, other: Address) -> Iterator[None]:
+        """Have a failure say that we have stopped the old primary: nothing heals what was stopped on purpose."""
+        import psycopg  # noqa: PLC0415  # the driver costs nothing until an action runs
+
+        words = ""
+        try:
+            yield
+        except (ActionFailed, OSError, psycopg.Error) as problem:
+            if self.fence != "stop":
+                raise
+            words = " ".join(str(problem).split())[:300]
+        if words:
+            raise ActionFailed(
+                f"{words}; the old primary was stopped for this and stays so: see to {other.place}, or start the old "
+                "one again"
+            )
+
+    async def _fenced(self, context: ActionContext, own: Address, other: Address) -> None:
         """Make certain that the old primary is down. Raises `ActionFailed`."""
         if missing := self._no_fence(context):
             raise ActionFailed(missing)
@@ -172,15 +196,23 @@ class Failover:
         if self.fence == "stop":
             assert isinstance(workload, Starting)
             await workload.stop(context)
-        instance = await workload.inspect(context)
-        if instance.run not in (DOWN if self.fence == "stop" else ENDED):
-            raise ActionFailed(
-                f"the old primary is not down: its workload says {instance.run} {instance.detail}".strip()
-            )
-        if await _answers(context, own):
-            raise ActionFailed(
-                f"its workload is down, and something still answers at {own.place}: which of the two is the primary?"
-            )
+        with self._stopped_for(other):
+            instance = await workload.inspect(context)
+            if instance.run not in (DOWN if self.fence == "stop" else ENDED):
+                raise ActionFailed(
+                    f"the old primary is not down: its workload says {instance.run} {instance.detail}".strip()
+                )
+            if await _answers(context, own):
+                raise ActionFailed(
+                    f"its workload is down, and something still answers at {own.place}: which of the two is the "
+                    "primary?"
+                )
+
+
+async def _promote(context: ActionContext, asked: Session, other: Address) -> None:
+    """Promote who was asked, and wait for it as long as there is time to say so. Raises `ActionFailed`."""
+    if not await asked.value("SELECT pg_promote(true, %s)", max(1, int(context.remaining - RESERVE))):
+        raise ActionFailed(f"{other.place} was told to become the primary, and is none yet")
 
 
 async def _answers(context: ActionContext, own: Address) -> bool:

@@ -19,6 +19,8 @@ from typing import Final, TypeAlias, TypeVar
 
 import attrs
 
+from selfheal.wire import PeerClosed
+
 T = TypeVar("T")
 Speaking: TypeAlias = "Generator[bytes, bytes, T]"
 Keys: TypeAlias = "dict[tuple[bytes, bytes, int], bytes]"
@@ -35,6 +37,9 @@ impostor before it has proven anything, stop the loop."""
 LONGEST: Final = 1 << 20
 """Bytes one message may have. What we ask for is answered with less than a thousand."""
 
+LONGEST_LINE: Final = 200
+"""Bytes of a line that is no message of the protocol."""
+
 _KNOWN: Final = frozenset(b"RSKZTDCINEAG")
 _FIELDS: Final = {"V": "severity", "C": "sqlstate", "M": "message"}
 
@@ -45,6 +50,10 @@ class NotPostgres(Exception):
 
 class Unspoken(Exception):
     """The server asks for something that is not spoken here; the text says what, and what to do."""
+
+
+class Unforked(Exception):
+    """The server could not make a process for us: it has run out of memory or of processes. The text is its own."""
 
 
 class NotTrusted(Exception):
@@ -83,11 +92,12 @@ class Line:
     def __init__(self) -> None:
         self.told: dict[str, str] = {}
         self._heard = b""
+        self._begun = False
 
     def log_in(self, login: Login, keys: Keys) -> Speaking[None]:
         """Log in. `keys` remembers what was computed at the last log-in.
 
-        Raises `ServerError`, `NotPostgres`, `Unspoken`, `NotTrusted`, `NoPassword`.
+        Raises `ServerError`, `NotPostgres`, `Unforked`, `Unspoken`, `NotTrusted`, `NoPassword`.
         """
         words = {
             "user": login.user,
@@ -134,6 +144,9 @@ class Line:
                 self._heard += yield b""
             kind = self._heard[:1]
             size: int = unpack_from("!i", self._heard, 1)[0]
+            if kind == b"E" and not self._begun and size > LONGEST:
+                raise Unforked((yield from read_old_error(self._heard[1:])))
+            self._begun = True
             if kind[0] not in _KNOWN or not 4 <= size <= LONGEST:
                 raise NotPostgres("what it says begins with no message of the protocol")
             while len(self._heard) <= size:
@@ -206,6 +219,20 @@ class Line:
         if kind != b"R" or len(payload) < 4 or unpack_from("!i", payload)[0] != wanted:
             raise NotPostgres("its part of SCRAM is none")
         return payload[4:].decode("utf-8", "replace")
+
+
+def read_old_error(heard: bytes) -> Speaking[str]:
+    """Return the words of a postmaster that could not fork; `heard` is what came after its E.
+
+    It speaks the protocol of twenty years ago then: a line of text, and hangs up.
+    """
+    try:
+        while b"\n" not in heard and b"\0" not in heard and len(heard) < LONGEST_LINE:
+            heard += yield b""
+    except PeerClosed:
+        pass
+    line = heard.replace(b"\0", b"\n").split(b"\n")[0][:LONGEST_LINE].decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 def error_of(payload: bytes) -> ServerError:

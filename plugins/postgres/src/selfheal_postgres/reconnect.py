@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from selfheal_postgres.driver import Session
 
 IDLE: Final = """
-SELECT a.pid FROM pg_stat_activity AS a JOIN pg_roles AS r ON r.oid = a.usesysid
+SELECT a.pid, r.rolname FROM pg_stat_activity AS a JOIN pg_roles AS r ON r.oid = a.usesysid
 WHERE a.backend_type = 'client backend'
   AND a.state IN ('idle in transaction', 'idle in transaction (aborted)')
   AND a.state_change < clock_timestamp() - make_interval(secs => %s)
@@ -36,6 +36,9 @@ WHERE pid = %s AND state IN ('idle in transaction', 'idle in transaction (aborte
   AND state_change < clock_timestamp() - make_interval(secs => %s)
 """
 """Asked again of each, at the moment it is ended: meanwhile it may have gone on, or be another one with its number."""
+
+NAMED: Final = 5
+"""Sessions whose numbers and roles are told."""
 
 MAY: Final = """
 SELECT quote_ident(current_user), pg_has_role('pg_read_all_stats', 'USAGE'), pg_has_role('pg_signal_backend', 'USAGE')
@@ -76,22 +79,32 @@ class Reconnect:
         """Logging in disturbs nobody; ending sessions rolls back what they had begun."""
         return Effect.GENTLE if self.end_idle_transactions is None else Effect.DISRUPTIVE
 
-    async def run(self, context: ActionContext) -> None:
-        """Log in and ask one thing. Raises `ActionFailed` when that, or what was asked for, could not be done."""
+    async def run(self, context: ActionContext) -> str:
+        """Log in and ask one thing, and say whose session was ended.
+
+        Raises `ActionFailed` when that, or what was asked for, could not be done.
+        """
         check_of(context).give_up()
         async with session_for(context, within=self.patience) as asked:
             await asked.value("SELECT 1")
-            if self.end_idle_transactions is not None:
-                await self._end_idle(asked, self.end_idle_transactions)
+            if self.end_idle_transactions is None:
+                return "logged in anew"
+            return await self._end_idle(asked, self.end_idle_transactions)
 
-    async def _end_idle(self, asked: Session, age: float) -> None:
+    async def _end_idle(self, asked: Session, age: float) -> str:
         role, sees, signals = await asked.row(MAY) or ("", False, False)
         missing = [name for name, has in (("pg_read_all_stats", sees), ("pg_signal_backend", signals)) if not has]
         if missing:
             raise ActionFailed(f"may not end sessions of other roles: GRANT {', '.join(missing)} TO {role};")
         names = list(self.roles)
-        for (pid,) in await asked.rows(IDLE, age, names, names, self.limit):
-            await asked.rows(STILL_IDLE, pid, age)
+        ended: list[str] = []
+        for pid, name in await asked.rows(IDLE, age, names, names, self.limit):
+            if await asked.rows(STILL_IDLE, pid, age) == [(True,)]:  # else it has gone on meanwhile, or away
+                ended.append(f"{pid} ({name})")
+        if not ended:
+            return "logged in anew; no session was idle in a transaction for so long"
+        more = ", …" if len(ended) > NAMED else ""
+        return f"logged in anew; ended {len(ended)} sessions idle in a transaction: {', '.join(ended[:NAMED])}{more}"
 
     async def probe(self, context: ActionContext) -> Settled | None:
         """Return None: a log-in leaves no trace, and whose session was ended by whom is not kept by the server."""

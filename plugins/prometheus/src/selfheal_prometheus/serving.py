@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, ClassVar, Final
@@ -109,6 +110,23 @@ class Prometheus:
         async with listener:
             log.info("metrics at http://%s%s", self.listen, self.path)
             await listener.serve(connected)
+
+    def routes(self, supervisor: Asked) -> Mapping[str, Callable[..., Any]]:
+        """Return the same for `[http]` to show at the same path, to whoever may read there."""
+
+        async def metrics(scope: Mapping[str, Any], receive: Any, send: Callable[[dict[str, Any]], Any]) -> None:
+            accept = b", ".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
+            content_type, body = await exposition(supervisor, accept)
+            headers = [
+                (b"content-type", content_type.encode()),
+                (b"content-length", str(len(body)).encode()),
+                (b"cache-control", b"no-store"),
+                (b"x-content-type-options", b"nosniff"),
+            ]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+        return {self.path: metrics}
 
     async def _talk(self, stream: SocketStream, supervisor: Asked) -> None:
         """Hear one request and answer it. Whatever goes wrong ends this connection only."""

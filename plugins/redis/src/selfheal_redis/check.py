@@ -30,6 +30,9 @@ NAME: Final = "selfheal"
 QUESTIONS: Final = command("CLIENT", "SETNAME", NAME) + command("PING") + command("ROLE") + command("INFO")
 """What each check asks, in one go: 100 bytes out, some KiB back."""
 
+AS_NEW: Final = command("RESET")
+"""Has a connection be what a new one is, logged in only where nobody has to be (Redis 6.2 and Valkey; no Sentinel)."""
+
 READING_FAULTS: Final = (OSError, ValueError, LookupError)
 """What reading a secret may raise."""
 
@@ -165,26 +168,28 @@ class RedisCheck:
     def talk(self) -> Talk:
         """Ask everything in one go: AUTH, PING, ROLE, INFO; at each check anew, AUTH too.
 
-        A connection stays logged in when the password is changed. Only one that logs in again hears of it.
+        A connection stays logged in when the password is changed, or when the first one is set. Only one that logs in
+        again hears of it, or, without a password, one that is made as new.
         """
         try:
             login = self._login()
         except READING_FAULTS as problem:
             return inconclusive(f"the password cannot be read: {type(problem).__name__}", Cause.CONFIG)
-        words = login + QUESTIONS
+        again = login  # what goes before the questions
         renewed, limits = self.renewed, self.limits()
         seen: Seen | None = None
         try:
             while True:
-                heard = yield words
-                if login:
+                heard = yield again + QUESTIONS
+                if again:
                     said, heard = yield from read_reply(heard)
-                    if isinstance(said, Refusal):
+                    if isinstance(said, Refusal) and login:
                         return refused(said, Cause.AUTH)
                 result, seen, heard = yield from _answers(heard, limits, seen)
                 if heard or result.verdict is Verdict.FAILING or renewed != self.renewed:
                     return result  # what is too much could not be told from the next answer
                 yield result
+                again = login or AS_NEW
         except NotRedis as problem:
             return failing(Cause.ERROR, str(problem))
 

@@ -16,13 +16,16 @@ from selfheal.plugins import CheckContext
 from selfheal.wire import failing, inconclusive
 from selfheal_redis.address import Address
 from selfheal_redis.judge import CAUSES, Concern, answered, more, number, refused, replicas_of
-from selfheal_redis.line import Line, Refused, dial
+from selfheal_redis.line import NAME, Line, Refused, dial
 from selfheal_redis.replies import NotRedis, Refusal, Reply, read_info
 
 if TYPE_CHECKING:
     from selfheal_redis.check import RedisCheck
 
 KEPT: Final = "line"
+KEPT_CHECKS: Final = 10
+"""Checks on one kept connection, as on the light road."""
+
 WRITTEN_FOR: Final = 60
 """Seconds after which a key that we wrote is gone, should we not come to remove it."""
 
@@ -41,7 +44,8 @@ async def looked_into(check: RedisCheck, context: CheckContext) -> CheckResult:
             try:
                 # Half the time: a silent peer may be dead, or only this connection lost to a firewall.
                 async with asyncio.timeout(context.remaining / 2):
-                    await _log_in_again(line, address)
+                    if not await _logged_in_again(line, address):
+                        raise ConnectionError("it cannot be as new")
                     result = await _looked(check, line)
             except (OSError, NotRedis):  # what died at rest proves nothing
                 await line.aclose()
@@ -56,7 +60,9 @@ async def looked_into(check: RedisCheck, context: CheckContext) -> CheckResult:
         result = failing(Cause.ERROR, str(problem))
     finally:
         if line is not None:
-            if check.keep and result is not None and result.verdict is not Verdict.FAILING and KEPT not in context.kept:
+            line.checks += 1
+            well = result is not None and result.verdict is not Verdict.FAILING and line.checks < KEPT_CHECKS
+            if check.keep and well and KEPT not in context.kept:
                 context.kept[KEPT] = line
             else:
                 await line.aclose()
@@ -73,10 +79,19 @@ async def _kept(context: CheckContext, mark: object) -> Line | None:
     return line
 
 
-async def _log_in_again(line: Line, address: Address) -> None:
-    """Find out whether the password still holds: a connection stays logged in when it is changed. Raises `Refused`."""
+async def _logged_in_again(line: Line, address: Address) -> bool:
+    """Find out whether we would still be let in: a connection stays logged in when a password is changed, or set.
+
+    Return whether that could be found out. Raises `Refused` where we would not.
+    """
     if address.password is not None:
         await line.must("AUTH", *(() if address.user is None else (address.user,)), address.password)
+        return True
+    if isinstance(await line.ask("RESET"), Refusal):
+        return False
+    await line.ask("CLIENT", "SETNAME", NAME)
+    await line.must("SELECT", address.database)
+    return True
 
 
 async def _looked(check: RedisCheck, line: Line) -> CheckResult:

@@ -94,13 +94,14 @@ class Failover:
         if self.sentinels and not self.master:
             raise ValueError("master: say what the Sentinels call this primary (`sentinel monitor NAME …`)")
 
-    async def run(self, context: ActionContext) -> None:
-        """Do it. Raises `ActionFailed` with what is missing; a replica that is the primary already is left alone."""
+    async def run(self, context: ActionContext) -> str:
+        """Do it, and say who is the primary now; a replica that is the primary already is left alone.
+
+        Raises `ActionFailed` with what is missing.
+        """
         await loaded(context)
-        if self.replica is not None:
-            await _Promotion(self, context).run()
-        else:
-            await _Election(self, context).run()
+        doing = _Election(self, context) if self.replica is None else _Promotion(self, context)
+        return await doing.run()
 
     async def probe(self, context: ActionContext) -> Settled | None:
         """Ask the replica what it is. What a Sentinel did on our word, nobody can tell from what it did by itself."""
@@ -140,6 +141,7 @@ class _Promotion:
         self.context = context
         self.check = check_of(context)
         self.address = action.node(context, str(action.replica), action.password)
+        self.stopped = False
 
     async def role(self) -> str:
         """Ask the replica what it is. Raises `ActionFailed`."""
@@ -147,17 +149,30 @@ class _Promotion:
 
         with told(f"the replica {self.address.shown}"):
             async with dialled(self.address, self.check.tls(), self.context) as line:
+                await line.must("ROLE")
+                # What lay unread at a replica that was frozen is done by its next turn, and so before a second answer.
                 return role_of(await line.must("ROLE"))
 
-    async def run(self) -> None:
-        """Look at the replica, fence the old primary, look again, promote."""
+    async def run(self) -> str:
+        """Look at the replica, fence the old primary, look again, promote. Raises `ActionFailed` with what it left."""
+        try:
+            return await self._run()
+        except ActionFailed as problem:
+            if not self.stopped:
+                raise
+            raise ActionFailed(
+                f"{problem}; the old primary was stopped for this and stays so: "
+                f"see to {self.address.shown}, or start the old one again"
+            ) from None
+
+    async def _run(self) -> str:
         from selfheal_redis.line import dialled  # noqa: PLC0415  # it needs the driver
 
         with told(f"the replica {self.address.shown}"):
             async with dialled(self.address, self.check.tls(), self.context) as line:
                 role = role_of(await line.must("ROLE"))
                 if role == "master":
-                    return
+                    return f"{self.address.shown} was the primary already"
                 if role != "slave":
                     raise ActionFailed(f"{self.address.shown} is no replica but a {role or 'server without a role'}")
                 await self._worth(line)
@@ -167,6 +182,7 @@ class _Promotion:
                 await line.must("REPLICAOF", "NO", "ONE")
                 if role_of(await line.must("ROLE")) != "master":
                     raise ActionFailed(f"{self.address.shown} took the command and is no primary")
+        return f"{self.address.shown} is the primary now" + ("; the old one was stopped first" if self.stopped else "")
 
     async def _info(self, line: Line) -> dict[str, str]:
         said = await line.must("INFO", "replication")
@@ -208,6 +224,7 @@ class _Promotion:
                 raise ActionFailed(f'not fenced: the workload {workload.kind} cannot be stopped (fence = "stop")')
             with asked("stopped"):
                 await workload.stop(self.context)
+            self.stopped = True
         with asked("inspected"):
             instance = await workload.inspect(self.context)
         if instance.run not in (DOWN if self.action.fence == "stop" else ENDED):
@@ -273,8 +290,8 @@ class _Election:
         self.check = check_of(context)
         self.name = str(action.master)
 
-    async def run(self) -> None:
-        """Ask the first Sentinel that answers; a primary that is well is left alone."""
+    async def run(self) -> str:
+        """Ask the first Sentinel that answers, and say what became of it; a primary that is well is left alone."""
         from selfheal_redis.line import Refused, dialled  # noqa: PLC0415  # it needs the driver
 
         troubles: list[str] = []
@@ -285,18 +302,19 @@ class _Election:
             share = self.context.remaining / (len(self.action.sentinels) - len(troubles) + 1)
             try:
                 async with dialled(address, self.check.tls(), self.context, within=share) as line:
-                    await self._ask(line)
-                    return
+                    return await self._ask(line)
             except (OSError, Refused, NotRedis) as problem:
                 troubles.append(f"{where}: {problem}")
         raise ActionFailed(f"no Sentinel could be asked: {'; '.join(troubles)}")
 
-    async def _ask(self, line: Line) -> None:
-        before = await self._primary(line)
+    async def _ask(self, line: Line) -> str:
+        before = first = await self._primary(line)
         while (sick := await self._sick(before)) is not None and (now := await self._primary(line)) != before:
             before = now  # Sentinel has done it by itself meanwhile
+        if sick is None and before == first:
+            return f"the primary {before[0]}:{before[1]} is well, and was left alone"
         if sick is None:
-            return
+            return f"Sentinel had failed over already, to {before[0]}:{before[1]}"
         if not sick and not await self._down(line):
             raise ActionFailed(
                 f"not fenced: we hear nothing of the primary {before[0]}:{before[1]}, and Sentinel does: the fault may "
@@ -313,6 +331,7 @@ class _Election:
             if self.context.remaining < whole / 10:
                 raise ActionFailed(f"Sentinel began to fail over from {before[0]}:{before[1]} and has not finished")
             await asyncio.sleep(AGAIN)
+        return f"Sentinel failed over from {before[0]}:{before[1]} to {after[0]}:{after[1]}"
 
     async def _primary(self, line: Line) -> tuple[str, int]:
         """Return where Sentinel says the primary is. Raises `ActionFailed` when it does not know this one."""

@@ -60,6 +60,8 @@ class Line:
         self._connection = connection
         self.patience = patience
         """Seconds that each answer may take."""
+        self.checks = 0
+        """How many checks it has carried, for whoever keeps it."""
         self.mark: object = None
         """What it was dialled for, for whoever keeps it."""
 

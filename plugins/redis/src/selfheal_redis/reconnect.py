@@ -32,6 +32,9 @@ ENOUGH: Final = 0.2
 BATCH: Final = 200
 """Clients that are ended in one go."""
 
+NAMED: Final = 5
+"""Clients whose names and addresses are told."""
+
 _TEXT: Final = attrs.validators.optional(
     attrs.validators.and_(attrs.validators.instance_of(str), attrs.validators.min_len(1))
 )
@@ -69,17 +72,19 @@ class Reconnect:
         """Whether it ends any clients."""
         return self.kill_idle is not None or self.kill_name is not None or self.kill_user is not None
 
-    async def run(self, context: ActionContext) -> None:
-        """Do it. Raises `ActionFailed` when clients were to be ended and the server did not let us."""
+    async def run(self, context: ActionContext) -> str:
+        """Do it, and say who was ended.
+
+        Raises `ActionFailed` when clients were to be ended and the server did not let us.
+        """
         check_of(context).renew()
         if not self.kills:
-            return
+            return "selfheal's own connections are made anew"
         whole = context.remaining
         while True:
             try:
                 async with reaching(context) as line:
-                    await self._kill(line)
-                return
+                    return await self._kill(line)
             except ActionFailed as problem:
                 if NO_PLACE not in str(problem):
                     raise
@@ -94,17 +99,22 @@ class Reconnect:
         """Return None: which clients there were before is not known any more."""
         return None
 
-    async def _kill(self, line: Line) -> None:
+    async def _kill(self, line: Line) -> str:
         mine = await line.must("CLIENT", "ID")
         listed = await line.must("CLIENT", "LIST", "TYPE", self.kill_type)
         if not isinstance(listed, bytes):
             raise ActionFailed("the server does not list its clients")
-        chosen = [one["id"] for one in clients(listed) if one.get("id") != str(mine) and self._means(one)]
+        chosen = [one for one in clients(listed) if one.get("id") != str(mine) and self._means(one)]
+        ended: list[str] = []
         for at in range(0, len(chosen), BATCH):
-            said = await line.ask_all([("CLIENT", "KILL", "ID", number) for number in chosen[at : at + BATCH]])
-            refused = [one for one in said if isinstance(one, Refusal)]
-            if refused:
-                raise ActionFailed(f"the server ended no client: {refused[0].text}")
+            some = chosen[at : at + BATCH]
+            said = await line.ask_all([("CLIENT", "KILL", "ID", one["id"]) for one in some])
+            ended += [_who(one) for one, number in zip(some, said, strict=True) if number == 1]
+            if refused := [one for one in said if isinstance(one, Refusal)]:
+                raise ActionFailed(f"the server ended {len(ended)} of {len(chosen)} clients: {refused[0].text}")
+        if not ended:
+            return "no client met what was asked for, and none was ended"
+        return f"ended {len(ended)} clients: {', '.join(ended[:NAMED])}" + (", …" if len(ended) > NAMED else "")
 
     def _means(self, client: dict[str, str]) -> bool:
         """Whether a client is one to be ended."""
@@ -115,6 +125,11 @@ class Reconnect:
         if self.kill_name is not None and not fnmatchcase(client.get("name", ""), self.kill_name):
             return False
         return self.kill_user is None or client.get("user") == self.kill_user
+
+
+def _who(client: dict[str, str]) -> str:
+    """Return the name and the address of a client, as people know it."""
+    return f"{client.get('name', '')}@{client.get('addr', '?')}".removeprefix("@")
 
 
 def clients(listed: bytes) -> list[dict[str, Any]]:

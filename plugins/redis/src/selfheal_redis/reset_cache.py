@@ -22,6 +22,9 @@ from selfheal_redis.replies import read_info
 if TYPE_CHECKING:
     from selfheal_redis.line import Line
 
+ENOUGH: Final = 0.05
+"""Share of the time at the end of which it stops by itself, to say how far it came."""
+
 _WILD: Final = re.compile(r"[*?\[\\]")
 
 
@@ -40,6 +43,13 @@ def _narrow(instance: object, attribute: attrs.Attribute[Any], value: object) ->
 def _share(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"{attribute.name}: {value!r:.40} is no share; give a number from 0 to 1")
+
+
+@attrs.define
+class _Gone:
+    """How many keys went, for whatever becomes of the rest."""
+
+    keys: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -69,16 +79,25 @@ class ResetCache:
     #: How many keys are looked at in one go: more is faster, less leaves room for other clients.
     batch: int = whole(500, 1, 100_000)
 
-    async def run(self, context: ActionContext) -> None:
-        """Do it; return when everything is deleted. Raises `ActionFailed` with what stands in the way."""
+    async def run(self, context: ActionContext) -> str:
+        """Do it; return when everything is deleted, and say how much.
+
+        Raises `ActionFailed` with what stands in the way, or how far it came.
+        """
         if self.pattern is None and self.database is None:
             raise ActionFailed("it is not said what may be deleted: give the step a `pattern` or a `database`")
-        async with reaching(context, database=self.database) as line:
-            if self.pattern is not None:
-                await self._unlink(line, self.pattern)
-            elif await line.must("DBSIZE") != 0:
-                await self._prove(line)
-                await line.must("FLUSHDB", "ASYNC")
+        gone = _Gone()
+        try:
+            async with reaching(context, database=self.database) as line:
+                if self.pattern is None:
+                    return await self._flush(line)
+                await self._unlink(line, self.pattern, context, gone)
+        except ActionFailed as problem:
+            if not gone.keys:
+                raise
+            raise ActionFailed(f"{problem}; {gone.keys} keys were removed before that") from None
+        where = "" if self.database is None else f" in database {self.database}"
+        return f"removed {gone.keys} keys that match {self.pattern!r}{where}"
 
     async def probe(self, context: ActionContext) -> Settled | None:
         """Return None: an empty database may have been filled again, and a full one emptied before."""
@@ -99,11 +118,24 @@ class ResetCache:
                 f"(persistent_share = {self.persistent_share:g}); nothing was deleted"
             )
 
-    async def _unlink(self, line: Line, pattern: str) -> None:
+    async def _flush(self, line: Line) -> str:
+        keys = await line.must("DBSIZE")
+        if keys == 0:
+            return f"database {self.database} was empty already"
+        await self._prove(line)
+        await line.must("FLUSHDB", "ASYNC")
+        return f"emptied database {self.database}: {keys!r} keys were removed"
+
+    async def _unlink(self, line: Line, pattern: str, context: ActionContext, gone: _Gone) -> None:
         """Delete what matches. The proof is asked for once there is something: a cache just emptied looks like none."""
         cursor: bytes | str = "0"
         proven = False
+        whole = context.remaining
         while True:
+            if context.remaining < ENOUGH * whole:
+                raise ActionFailed(
+                    "the time of this step was over before everything was looked at; another run goes on"
+                )
             said = await line.must("SCAN", cursor, "MATCH", pattern, "COUNT", str(self.batch))
             match said:
                 case [bytes() as cursor, list() as found]:
@@ -114,6 +146,7 @@ class ResetCache:
                 await self._prove(line)
                 proven = True
             if keys:
-                await line.must("UNLINK", *keys)
+                said = await line.must("UNLINK", *keys)
+                gone.keys += said if isinstance(said, int) else 0
             if cursor == b"0":
                 return

@@ -245,11 +245,15 @@ class Access:
             raise Refusal("too_many", "too many unknown tokens from your address", {"Retry-After": str(wait)})
         log.warning("somebody at %s came with a token that is not known", address)
 
-    def still(self, caller: Caller) -> bool:
-        """Whether who has a stream open would still be let in."""
+    async def still(self, caller: Caller, request: Request) -> bool:
+        """Whether who has a stream open would still be let in. Raises whatever `authenticate` raises."""
+        await self.book.refresh()
         if caller.token:
             return self.book.by_id(caller.token) is not None
-        return not (caller.local and self.book.used)
+        if self.rules.authenticate is None or "ticket" in request.query_params:
+            return not (caller.local and self.book.used)
+        found = await self._by_host(request)
+        return found is not None and found.name == caller.name
 
     # -- what ----------------------------------------------------------------------------------------------------------
 
@@ -257,6 +261,8 @@ class Access:
         """Refuse who may not use a route, whatever they ask of it. Raises `Refusal`."""
         if route.scope is None:
             return
+        if caller is None and self.rules.authenticate is not None:
+            raise Refusal("unauthenticated", "log in to the application that serves this, and try again")
         if caller is None or (caller.local and route.scope.value not in caller.scopes):
             raise Refusal("unauthenticated", _hint(route.scope, local=caller is not None), dict(_BEARER))
         if route.scope.value not in caller.scopes:

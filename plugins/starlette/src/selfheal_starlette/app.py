@@ -10,18 +10,19 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import anyio
 import anyio.to_thread
 import attrs
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Message, Receive, Send
+from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 
 from selfheal import metrics
@@ -29,7 +30,7 @@ from selfheal.errors import ControlError, JournalError, NotRunning, RequestRefus
 from selfheal.requests import checked
 from selfheal.supervisor import Supervisor, Threaded
 from selfheal_starlette import answers, dashboard, limits, openapi, pages
-from selfheal_starlette.access import Access, Authenticate, Caller, Rules, networks
+from selfheal_starlette.access import SAFE, Access, Authenticate, Caller, Rules, networks
 from selfheal_starlette.events import Bounds, Feed
 from selfheal_starlette.problems import MEDIA_TYPE, NOT_RUNNING, Refusal
 from selfheal_starlette.routes import ROUTES, Crossroads, Route
@@ -50,6 +51,9 @@ DONE_WITHIN: Final = 30.0
 
 TAKEN_WITHIN: Final = 30.0
 """Seconds a client may take to read an answer; the connection of one that takes longer is given up."""
+
+WRITERS: Final = 2
+"""Answers that are written at a time: each thread more that computes is one more for which the engine's has to wait."""
 
 LATE: Final = 2.0
 """Seconds the engine may take to say how it is; one that takes longer counts as late."""
@@ -86,6 +90,12 @@ class _Asked:
         return self.caller
 
 
+_Answering: TypeAlias = "Callable[[Request, str, Connection, Receive, Send], Awaitable[Response | None]]"
+
+BESIDE: Final = Route(method="GET", path="/", own="beside", own_about="What another frontend shows.")
+"""How what stands beside the API is judged: as what is read."""
+
+
 class RecoveryApp:
     """The ASGI application. Made by `recovery_app`."""
 
@@ -107,6 +117,7 @@ class RecoveryApp:
         self._callers = limits.Buckets(rates.caller)
         self._heartbeats = limits.Buckets(rates.heartbeats)
         self._crossroads = Crossroads(ROUTES)
+        self._writing: anyio.CapacityLimiter | None = None
         self.feed = Feed(supervised, bounds)
         """The open streams; `feed.closing = True`, from any thread, ends them."""
 
@@ -117,9 +128,26 @@ class RecoveryApp:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": "there is no websocket here"})
         else:
-            await self._http(scope, receive, send)
+            await self._guarded(self._answer, scope, receive, send)
 
-    async def _http(self, scope: Connection, receive: Receive, send: Send) -> None:
+    def beside(self, app: ASGIApp) -> ASGIApp:
+        """Return an application that stands beside the API, with the same door before it: who may read is let in."""
+
+        async def answer(request: Request, id_: str, scope: Connection, receive: Receive, send: Send) -> None:
+            _judge_size(request)
+            self._access.judge_origin(request)
+            if request.method not in SAFE:
+                raise Refusal("method", "this path is for GET", {"Allow": "GET, HEAD"})
+            address = self._access.address(request)
+            self._access.judge(request, BESIDE, await self._access.caller(request, BESIDE, address))
+            if not self._supervised.running:
+                raise Refusal("not_running", NOT_RUNNING)
+            await app(scope, receive, send)
+
+        return _Beside(partial(self._guarded, answer))
+
+    async def _guarded(self, asked: _Answering, scope: Connection, receive: Receive, send: Send) -> None:
+        """Answer one request by `asked`; whatever it raises is a problem document, and nothing of it leaks."""
         request = Request(scope, receive)
         id_ = secrets.token_hex(8)
         begun = False
@@ -130,7 +158,7 @@ class RecoveryApp:
             await send(message)
 
         try:
-            answer = await self._answer(request, id_, scope, receive, noted)
+            answer = await asked(request, id_, scope, receive, noted)
         except Refusal as refusal:
             answer = _refused(refusal, id_)
         except RequestRefused as refused:
@@ -152,9 +180,7 @@ class RecoveryApp:
             log.exception("request %s over HTTP failed", id_)
             answer = _refused(Refusal("internal", "selfheal's log says more, under this request_id"), id_)
         if answer is not None and not begun:
-            for name, value in GUARDED.items():
-                answer.headers.setdefault(name, value)
-            answer.headers.setdefault("x-request-id", id_)
+            _guard(answer, id_)
             if not str(scope.get("http_version", "1.1")).startswith("1"):
                 del answer.headers["connection"]  # HTTP/2 has no such header
             with anyio.move_on_after(TAKEN_WITHIN):
@@ -198,7 +224,7 @@ class RecoveryApp:
             answer = await answers.listed(route, self._ask, given)
         else:
             answer = await self._ask(route.request, **given)
-        return await _shown(asked.request, answer)
+        return await self._shown(asked.request, answer)
 
     def _given(self, asked: _Asked) -> dict[str, Any]:
         given: dict[str, Any] = answers.from_query(asked.route, asked.request.query_params.multi_items())
@@ -277,13 +303,13 @@ class RecoveryApp:
         given = answers.from_query(asked.route, asked.request.query_params.multi_items())
         match asked.route.own:
             case "openapi":
-                return await _shown(asked.request, openapi.document(_mount_of(scope)))
+                return await self._shown(asked.request, openapi.document(_mount_of(scope)))
             case "docs":
                 return Response(pages.docs(), media_type="text/html", headers={"content-security-policy": pages.POLICY})
             case "health":
                 return await self._health(asked)
             case "whoami":
-                return await _shown(asked.request, asked.known.shown())
+                return await self._shown(asked.request, asked.known.shown())
         if not self._supervised.running:
             raise Refusal("not_running", NOT_RUNNING)
         if asked.route.own == "metrics":
@@ -315,13 +341,26 @@ class RecoveryApp:
         shown: dict[str, Any] = {"status": "fail" if wrong else "pass", "why": wrong}
         if asked.caller is not None and told:
             shown |= {"details": told}
-        return await _shown(asked.request, shown, status=503 if wrong else 200)
+        return await self._shown(asked.request, shown, status=503 if wrong else 200)
 
     async def _metrics(self, asked: _Asked, given: Mapping[str, Any]) -> Response:
         accept = asked.request.headers.get("accept", "")
         form = given.get("format") or metrics.chosen(accept, ("data", "text", "openmetrics"))
         answer = await self._ask("metrics", format=form)
-        return await _shown(asked.request, answer, media_type=metrics.CONTENT_TYPES.get(form, "application/json"))
+        return await self._shown(asked.request, answer, media_type=metrics.CONTENT_TYPES.get(form, "application/json"))
+
+    async def _shown(
+        self, request: Request, answer: Any, *, status: int = 200, media_type: str = "application/json"
+    ) -> Response:
+        """Return what was read, or that it is still what the caller has."""
+        self._writing = self._writing or anyio.CapacityLimiter(WRITERS)
+        body, etag = await anyio.to_thread.run_sync(answers.written, answer, limiter=self._writing)
+        if status != 200:
+            return Response(body, status_code=status, media_type=media_type)
+        headers = {"etag": etag, "vary": "accept"}
+        if answers.matches(request.headers.get("if-none-match"), etag):
+            return Response(status_code=304, headers=headers)
+        return Response(body, media_type=media_type, headers=headers)
 
     def _ticket(self, asked: _Asked) -> Response:
         caller, access = asked.known, self._access
@@ -351,32 +390,46 @@ class RecoveryApp:
             await send({"type": "http.response.start", "status": 200, "headers": raw})
             await send({"type": "http.response.body", "body": b""})
             return
-        await self.feed.serve(
-            scope,
-            receive,
-            send,
-            caller=caller.key,
-            after=after,
-            headers=raw,
-            still=partial(self._access.still, caller),
-            refresh=self._access.book.refresh,
-        )
+        asked_at = time.monotonic()
+
+        async def still() -> bool:
+            """Ask for a token at each sign of life, and the host less often: it may ask a store of its own."""
+            nonlocal asked_at
+            if self._access.rules.authenticate is not None and time.monotonic() - asked_at < self.feed.bounds.again:
+                return True
+            asked_at = time.monotonic()
+            return await self._access.still(caller, request)
+
+        await self.feed.serve(scope, receive, send, caller=caller.key, after=after, headers=raw, still=still)
+
+
+@attrs.frozen
+class _Beside:
+    """An application as an object: of a function, Starlette believes that it is given a request."""
+
+    answer: ASGIApp
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        await self.answer(scope, receive, send)
+
+
+def problem_response(refusal: Refusal) -> Response:
+    """Return a refusal as the response of who serves us, for what is not below our mount."""
+    id_ = secrets.token_hex(8)
+    answer = _refused(refusal, id_)
+    _guard(answer, id_)
+    return answer
+
+
+def _guard(answer: Response, id_: str) -> None:
+    for name, value in GUARDED.items():
+        answer.headers.setdefault(name, value)
+    answer.headers.setdefault("x-request-id", id_)
 
 
 def _refused(refusal: Refusal, id_: str) -> Response:
     body = answers.body_of(refusal.document(id_))
     return Response(body, status_code=refusal.status, media_type=MEDIA_TYPE, headers=dict(refusal.headers))
-
-
-async def _shown(request: Request, answer: Any, *, status: int = 200, media_type: str = "application/json") -> Response:
-    """Return what was read, or that it is still what the caller has."""
-    body, etag = await anyio.to_thread.run_sync(answers.written, answer)
-    if status != 200:
-        return Response(body, status_code=status, media_type=media_type)
-    headers = {"etag": etag, "vary": "accept"}
-    if answers.matches(request.headers.get("if-none-match"), etag):
-        return Response(status_code=304, headers=headers)
-    return Response(body, media_type=media_type, headers=headers)
 
 
 def _judge_size(request: Request) -> None:

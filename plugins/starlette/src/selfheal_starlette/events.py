@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -46,7 +46,10 @@ class Bounds:
     """Records that may wait for one client."""
 
     heartbeat: float = 10.0
-    """Between two signs of life; at each it is asked whether the caller may still listen."""
+    """Between two signs of life; at each it is asked whether the caller's token still is one."""
+
+    again: float = 60.0
+    """Between two times that a host application is asked whether it still knows the caller."""
 
     life: float = 900.0
     """After which a stream ends, and its client comes again."""
@@ -89,7 +92,7 @@ class Feed:
 
     def __init__(self, supervised: Supervised, bounds: Bounds) -> None:
         self._supervised = supervised
-        self._bounds = bounds
+        self.bounds = bounds
         self._clients: dict[_Client, None] = {}
         self._seq: int | None = None
         """The last record that was told to the clients; none is told twice, and none is left out."""
@@ -107,9 +110,9 @@ class Feed:
 
     def _judge(self, caller: str) -> None:
         """Refuse a stream that is one too many. Raises `Refusal`."""
-        if len(self._clients) >= self._bounds.streams:
+        if len(self._clients) >= self.bounds.streams:
             raise Refusal("full", "too many streams are open; ask for the status instead", {"Retry-After": "10"})
-        if sum(client.caller == caller for client in self._clients) >= self._bounds.of_a_caller:
+        if sum(client.caller == caller for client in self._clients) >= self.bounds.of_a_caller:
             raise Refusal("too_many", "you have too many streams open", {"Retry-After": "10"})
 
     async def serve(
@@ -121,13 +124,15 @@ class Feed:
         caller: str,
         after: int | None,
         headers: list[tuple[bytes, bytes]],
-        still: Callable[[], bool],
-        refresh: Callable[[], Any],
+        still: Callable[[], Awaitable[bool]],
     ) -> None:
-        """Serve one stream to its end. Raises `Refusal` for one that is too many; then nothing has been sent."""
+        """Serve one stream to its end; `still` says whether its caller may still listen.
+
+        Raises `Refusal` for one that is too many; then nothing has been sent.
+        """
         listening = await self._listening_at(scope)
         self._judge(caller)
-        queue_in, queue_out = anyio.create_memory_object_stream[tuple[int | None, bytes]](self._bounds.room)
+        queue_in, queue_out = anyio.create_memory_object_stream[tuple[int | None, bytes]](self.bounds.room)
         client = _Client(caller, queue_in, queue_out)
         self._enter(client)
         try:
@@ -135,7 +140,7 @@ class Feed:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._pump)
                     tasks.start_soon(_gone, receive, client.scope)
-                    tasks.start_soon(self._watch, client, listening, still, refresh)
+                    tasks.start_soon(self._watch, client, listening, still)
                     await self._speak(send, client, headers, after)
                     tasks.cancel_scope.cancel()
         finally:
@@ -166,7 +171,7 @@ class Feed:
         client.receive.close()
 
     async def _write(self, send: Send, frame: bytes) -> None:
-        with anyio.fail_after(self._bounds.write):
+        with anyio.fail_after(self.bounds.write):
             await send({"type": "http.response.body", "body": frame, "more_body": True})
 
     async def _speak(self, send: Send, client: _Client, headers: list[tuple[bytes, bytes]], after: int | None) -> None:
@@ -179,7 +184,7 @@ class Feed:
             told = -1 if after is None else await self._replay(send, after)
             while True:
                 seq, frame = None, b": still here\n\n"
-                with anyio.move_on_after(self._bounds.heartbeat):
+                with anyio.move_on_after(self.bounds.heartbeat):
                     seq, frame = await client.receive.receive()
                 if seq is None or seq > told:
                     await self._write(send, frame)
@@ -194,20 +199,24 @@ class Feed:
             told = page[-1]["seq"]
         return told
 
-    async def _watch(
-        self, client: _Client, listening: Listening | None, still: Callable[[], bool], refresh: Callable[[], Any]
-    ) -> None:
+    async def _watch(self, client: _Client, listening: Listening | None, still: Callable[[], Awaitable[bool]]) -> None:
         """End a stream whose time has come, whose server stops, or whose caller may not listen any more."""
-        until = time.monotonic() + self._bounds.life
+        until = time.monotonic() + self.bounds.life
         asked = time.monotonic()
         while time.monotonic() < until and not self.closing and not (listening is not None and listening.closed):
-            await anyio.sleep(self._bounds.look)
-            if time.monotonic() - asked >= self._bounds.heartbeat:
+            await anyio.sleep(self.bounds.look)
+            if time.monotonic() - asked >= self.bounds.heartbeat:
                 asked = time.monotonic()
-                await refresh()
-                if not still():
+                if not await self._may_still(still):
                     break
         client.scope.cancel()
+
+    async def _may_still(self, still: Callable[[], Awaitable[bool]]) -> bool:
+        try:
+            return await still()
+        except Exception:  # it is the host's that raises; nobody is known by it
+            log.exception("who listens over HTTP could not be asked for again, and is let go")
+            return False
 
     # -- one reader for all --------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ _TEXT: Final = {"type": "string"}
 _MAYBE_TEXT: Final = {"type": ["string", "null"]}
 _SECONDS: Final = {"type": "number", "minimum": 0}
 _MAYBE_NUMBER: Final = {"type": ["number", "null"]}
+_WHOLE: Final = {"type": "integer"}
 _MAYBE_WHOLE: Final = {"type": ["integer", "null"]}
 _FLAG: Final = {"type": "boolean"}
 _TEXTS: Final = {"type": "array", "items": _TEXT}
@@ -48,7 +49,7 @@ _LINE: Final = {
     "since_seconds": _SECONDS,
     "probation": _FLAG,
     "incident": _MAYBE_WHOLE,
-    "attempt": {"type": "integer"},
+    "attempt": _WHOLE,
     "cause": _MAYBE_TEXT,
     "watched": _FLAG,
     "last_check": _MAYBE_TEXT,
@@ -56,15 +57,29 @@ _LINE: Final = {
     "latency_seconds": _MAYBE_NUMBER,
     "summary": _TEXT,
 }
+_PARTS_OF_TIME: Final = ("observed_seconds", "down_seconds", "degraded_seconds", "planned_seconds")
+_COUNTS: Final = ("incidents", "relapses", "recovered", "healed_by_itself", "open", "recoveries_measured")
+_MAY_BE_UNKNOWN: Final = (
+    "coverage",
+    "uptime_percentage",
+    "failure_rate_per_day",
+    "mean_time_between_failures_seconds",
+    "mean_time_between_failures_at_least_seconds",
+    "median_detection_seconds",
+    "mean_recovery_seconds",
+    "median_recovery_seconds",
+    "p90_recovery_seconds",
+    "reliability_score",
+)
 _INCIDENT: Final = {
-    "incident": {"type": "integer"},
+    "incident": _WHOLE,
     "root": _TEXT,
     "opened": _TEXT,
     "closed": _MAYBE_TEXT,
     "open": _FLAG,
     "members": _TEXTS,
     "actions": _TEXTS,
-    "relapses": {"type": "integer"},
+    "relapses": _WHOLE,
     "duration_seconds": _MAYBE_NUMBER,
 }
 
@@ -73,7 +88,7 @@ SCHEMAS: Final[Mapping[str, dict[str, Any]]] = {
         {
             "type": _TEXT,
             "title": _TEXT,
-            "status": {"type": "integer"},
+            "status": _WHOLE,
             "detail": _TEXT,
             "code": {"type": "string", "enum": list(problems.CODES)},
             "request_id": _TEXT,
@@ -81,7 +96,7 @@ SCHEMAS: Final[Mapping[str, dict[str, Any]]] = {
     ),
     "Record": _object(
         {
-            "version": {"type": "integer"},
+            "version": _WHOLE,
             "seq": _MAYBE_WHOLE,
             "at": {"type": "number"},
             "time": _TEXT,
@@ -127,10 +142,10 @@ SCHEMAS: Final[Mapping[str, dict[str, Any]]] = {
     ),
     "Status": _object(
         {
-            "version": {"type": "integer"},
+            "version": _WHOLE,
             "fleet": _TEXT,
             "time": _MAYBE_TEXT,
-            "counts": _object({state: {"type": "integer"} for state in STATES}),
+            "counts": _object(dict.fromkeys(STATES, _WHOLE)),
             "services": _many(_named("Line")),
             "holds": _many(_object({"hold": _TEXT, "evidence": _TEXT})),
             "incidents": _many(_OBJECT),
@@ -159,7 +174,28 @@ SCHEMAS: Final[Mapping[str, dict[str, Any]]] = {
             "services": {"type": ["array", "null"], "items": _TEXT},
         }
     ),
-    "Statistics": _object({"incidents": {"type": "integer"}, "services": _OBJECT}),
+    "Steps": _object({**dict.fromkeys(("taken", "success", "failure"), _WHOLE), "success_rate": _MAYBE_NUMBER}),
+    "Day": _object({"date": _TEXT, **dict.fromkeys(_PARTS_OF_TIME, _SECONDS)}),
+    "Numbers": _object(
+        {
+            "window_seconds": _SECONDS,
+            **dict.fromkeys(_PARTS_OF_TIME, _SECONDS),
+            **dict.fromkeys(_COUNTS, _WHOLE),
+            **dict.fromkeys(_MAY_BE_UNKNOWN, _MAYBE_NUMBER),
+            "failures_by_cause": {"type": "object", "additionalProperties": _WHOLE},
+            "steps": _named("Steps"),
+            "actions": {"type": "object", "additionalProperties": _named("Steps")},
+        },
+        days=_many(_named("Day")),
+    ),
+    "Statistics": _object(
+        {
+            "incidents": _WHOLE,
+            "window_seconds": _SECONDS,
+            "services": {"type": "object", "additionalProperties": _named("Numbers")},
+        },
+        fleet=_named("Numbers"),
+    ),
     "Graph": _object({"services": _many(_OBJECT), "edges": _many(_OBJECT)}),
     "Metrics": {
         "type": "object",

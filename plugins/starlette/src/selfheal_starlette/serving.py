@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import logging
 import re
+import resource
 import socket
 import ssl
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import ip_address
+from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 import anyio
 import anyio.to_thread
@@ -27,25 +30,35 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from selfheal.builtin.options import path, texts
 from selfheal.errors import SelfhealError
 from selfheal.supervisor import Supervisor
 from selfheal_starlette.access import host_name, is_loopback, networks
-from selfheal_starlette.app import PREFIX, RecoveryApp, recovery_app
-from selfheal_starlette.supervised import Across
+from selfheal_starlette.app import PREFIX, RecoveryApp, problem_response, recovery_app
+from selfheal_starlette.events import Bounds
+from selfheal_starlette.problems import Refusal
+from selfheal_starlette.supervised import Across, Supervised
 from selfheal_starlette.tokens import FILE, TokenBook, TokenFile
 
 log = logging.getLogger("selfheal.http")
 
-CONNECTIONS: Final = 1000
-"""Connections at a time; whoever comes then is told to come again."""
+CONNECTIONS: Final = 1200
+"""Connections at a time. Then one that has come to no request yet is ended for each that comes, the oldest first."""
+
+OTHERS: Final = 200
+"""Descriptors that are left to everything else in the process, before half of the rest are connections."""
 
 KEPT: Final = 15
 """Seconds a connection may rest between two requests."""
 
 BEGUN: Final = 20.0
 """Seconds a connection may be open without a request under way; one that sends half a head is not open for ever."""
+
+RENEWED: Final = 100
+"""Tenths of a second between two looks whether the certificate was renewed."""
 
 STOPPED: Final = 3
 """Seconds that open requests are given at the stop; streams end at once."""
@@ -67,6 +80,19 @@ class ServedTls:
     key: Path | None = attrs.field(default=None, converter=path)
     #: A PEM file of authorities: clients must then show a certificate of theirs.
     clients: Path | None = attrs.field(default=None, converter=path)
+
+    @property
+    def chain(self) -> tuple[str, str]:
+        """The files of the certificate and of the key."""
+        return str(self.certificate), str(self.key or self.certificate)
+
+
+@runtime_checkable
+class Routed(Protocol):
+    """A frontend that can also be seen where the API is served: a path, such as `/metrics`, and what answers there."""
+
+    def routes(self, supervisor: Supervised) -> Mapping[str, ASGIApp]:
+        """Return ASGI applications by their paths; `supervisor` is asked as a supervisor is, from any event loop."""
 
 
 def _listen(instance: object, attribute: attrs.Attribute[str], value: object) -> None:
@@ -116,8 +142,10 @@ class Http:
         tokens = supervisor.journal.parent / FILE if supervisor.journal is not None else None
         listening = await anyio.to_thread.run_sync(self._open, tokens)
         async with BlockingPortal() as portal:
-            app = self._app(Across(supervisor, portal))
-            running = _Running(self._config(app), app, listening)
+            across = Across(supervisor, portal)
+            app = self._app(across)
+            config = self._config(app, self._beside(supervisor, across, app))
+            running = _Running(config, app, listening, _Renewal(self.tls) if self.tls is not None else None)
             log.info("the API and its page are at %s", self._shown(listening))
             try:
                 await running.until_ended(portal)
@@ -131,13 +159,30 @@ class Http:
         bracketed = f"[{host}]" if ":" in host else host
         return f"{'https' if self.tls is not None else 'http'}://{bracketed}:{port}{self.prefix}/"
 
+    def _beside(self, supervisor: Supervisor, supervised: Across, app: RecoveryApp) -> list[Route]:
+        """Return what the other frontends of the file show here, behind the same door."""
+        found: dict[str, Route] = {}
+        for name, frontend in getattr(supervisor, "frontends", {}).items():
+            if frontend is self or not isinstance(frontend, Routed):
+                continue
+            for place, shown in frontend.routes(supervised).items():
+                ours = place == "/" or f"{place}/".startswith(f"{self.prefix}/")
+                if ours or place in found or not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", place):
+                    log.error("[%s] wants to be seen at %r, which it cannot be; everything else is", name, place)
+                    continue
+                found[place] = Route(place, app.beside(shown))
+                log.info("[%s] is seen at %s, too", name, place)
+        return list(found.values())
+
     def _app(self, supervised: Across) -> RecoveryApp:
+        usual, room = Bounds(), most() // 2
         return recovery_app(
             supervised,
             loopback_writes=self.loopback_writes,
             hosts=self._hosts(),
             origins=self.origins,
             proxies=self.proxies,
+            bounds=Bounds(streams=min(usual.streams, room), of_a_caller=min(usual.of_a_caller, room)),
         )
 
     def _hosts(self) -> tuple[str, ...] | None:
@@ -189,23 +234,32 @@ class Http:
         """Lead who types the address alone to the page; relatively, because a proxy may have put a path before ours."""
         return RedirectResponse(f"{self.prefix.lstrip('/')}/", status_code=307, headers={"cache-control": "no-cache"})
 
-    def _config(self, app: RecoveryApp) -> uvicorn.Config:
+    async def _nothing(self, request: Request, problem: Exception) -> Response:
+        """Say where the API is, to who asks beside it."""
+        return problem_response(
+            Refusal("unknown_request", f"there is no such path; the API is at {self.prefix or '/'}")
+        )
+
+    def _config(self, app: RecoveryApp, beside: list[Route]) -> uvicorn.Config:
         tls: dict[str, Any] = {}
         if self.tls is not None:
-            tls = {"ssl_certfile": str(self.tls.certificate), "ssl_keyfile": str(self.tls.key or self.tls.certificate)}
+            certificate, key = self.tls.chain
+            tls = {"ssl_certfile": certificate, "ssl_keyfile": key}
             if self.tls.clients is not None:
                 tls |= {"ssl_ca_certs": str(self.tls.clients), "ssl_cert_reqs": ssl.CERT_REQUIRED}
         return uvicorn.Config(
-            Starlette(routes=[*([Route("/", self._home)] if self.prefix else []), Mount(self.prefix, app=app)]),
+            Starlette(
+                routes=[*beside, *([Route("/", self._home)] if self.prefix else []), Mount(self.prefix, app=app)],
+                exception_handlers={404: self._nothing},
+            ),
             loop="asyncio",
-            http="h11",
+            http=_Connection,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=CONNECTIONS,
             timeout_keep_alive=KEPT,
             timeout_graceful_shutdown=STOPPED,
             h11_max_incomplete_event_size=32 << 10,
@@ -213,24 +267,92 @@ class Http:
         )
 
 
+def most() -> int:
+    """Return how many connections there may be: checks need descriptors, too, and find none where we take them all."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    left = CONNECTIONS if soft == resource.RLIM_INFINITY else (soft - OTHERS) // 2
+    return max(32, min(CONNECTIONS, left))
+
+
+class _Connection(H11Protocol):
+    """A connection of a server that has only so many: uvicorn itself takes in whatever comes, and then says 503."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.most = most()
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin; end another connection where there are too many, of which the one that begins is the last choice."""
+        super().connection_made(transport)
+        if len(self.connections) > self.most:
+            resting = [one for one in self.connections if _rests(one) and one is not self]
+            # Who never came to a request first, and then who came first; a set has no order, so they are numbered.
+            resting.sort(key=lambda one: (getattr(one, "cycle", None) is not None, getattr(one, "number", 0)))
+            ended: Any = resting[0] if resting else self
+            ended.transport.abort()
+            self.connections.discard(ended)
+        self.number = next(_NUMBERS)
+
+
+_NUMBERS: Final = count()
+
+
+def _rests(connection: object) -> bool:
+    """Whether no request is under way."""
+    cycle = getattr(connection, "cycle", None)
+    return cycle is None or bool(getattr(cycle, "response_complete", False))
+
+
+class _Renewal:
+    """A certificate that is renewed while it is in use: whoever connects after that is shown the new one."""
+
+    def __init__(self, tls: ServedTls) -> None:
+        self._tls = tls
+        self._seen: object = self._stamp()
+        self._unusable = False
+
+    def _stamp(self) -> tuple[tuple[int, int], ...]:
+        found = [Path(name).stat() for name in self._tls.chain]
+        return tuple((one.st_ino, one.st_mtime_ns) for one in found)
+
+    def look(self, context: ssl.SSLContext | None) -> None:
+        """Take over new files; while they do not fit together, the old ones count. Blocks."""
+        try:
+            seen = self._stamp()
+            if seen == self._seen or context is None:
+                return
+            # The context in use would be left with half of a pair that does not fit.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*self._tls.chain)
+            context.load_cert_chain(*self._tls.chain)
+        except OSError as problem:
+            if not self._unusable:
+                log.error("[http] the certificate has changed and cannot be used, so the old one is: %s", problem)
+            self._unusable = True
+        else:
+            self._seen, self._unusable = seen, False
+            log.info("[http] the certificate was renewed")
+
+
 class _Server(uvicorn.Server):
     """A server that ends connections which never come to a request: uvicorn itself has no deadline for a head."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, renewal: _Renewal | None) -> None:
         super().__init__(config)
         self._idle: dict[object, float] = {}
+        self._renewal = renewal
 
     async def on_tick(self, counter: int) -> bool:
         """Do what is done every tenth of a second, and look after the connections every second."""
         if counter % 10 == 0:
             self._end_idle(time.monotonic())
+        if self._renewal is not None and counter % RENEWED == 0:
+            await anyio.to_thread.run_sync(self._renewal.look, self.config.ssl)
         return await super().on_tick(counter)
 
     def _end_idle(self, now: float) -> None:
         before, self._idle = self._idle, {}
         for connection in self.server_state.connections:
-            cycle = getattr(connection, "cycle", None)
-            if cycle is not None and not getattr(cycle, "response_complete", False):
+            if not _rests(connection):
                 continue
             since = self._idle[connection] = before.get(connection, now)
             transport = getattr(connection, "transport", None)
@@ -241,8 +363,10 @@ class _Server(uvicorn.Server):
 class _Running:
     """The server in its thread."""
 
-    def __init__(self, config: uvicorn.Config, app: RecoveryApp, listening: socket.socket) -> None:
-        self._server = _Server(config)
+    def __init__(
+        self, config: uvicorn.Config, app: RecoveryApp, listening: socket.socket, renewal: _Renewal | None
+    ) -> None:
+        self._server = _Server(config, renewal)
         self._app = app
         self._listening = listening
         self._ended = anyio.Event()

@@ -25,8 +25,12 @@ from selfheal.supervisor import Supervisor
 ROOM: Final = 1000
 """Records that may wait on their way across."""
 
-CROSSINGS: Final = 32
-"""Requests that are under way across at a time; each occupies a thread while it is."""
+CROSSINGS: Final = {"query": 8, "act": 16, "health": 2}
+"""Requests that are under way across at a time; each occupies a thread while it is.
+
+Of queries few, because each that ends there and goes on here is one more that the engine's thread has to take turns
+with. Acts wait for the disk, and how selfheal is for nobody, so that neither stands behind the other.
+"""
 
 log = logging.getLogger("selfheal.http")
 
@@ -95,7 +99,7 @@ class Across:
     def __init__(self, supervisor: Supervisor, portal: BlockingPortal) -> None:
         self._there = Here(supervisor)
         self._portal = portal
-        self._limiter: anyio.CapacityLimiter | None = None
+        self._limiters: dict[str, anyio.CapacityLimiter] = {}
 
     @property
     def running(self) -> bool:
@@ -109,19 +113,22 @@ class Across:
 
     async def ask(self, name: str, **parameters: Any) -> Any:
         """Answer a query."""
-        return await self._cross(partial(self._there.ask, name, **parameters))
+        kind = "health" if name == "health" else "query"
+        return await self._cross(kind, partial(self._there.ask, name, **parameters))
 
     async def act(
         self, name: str, *, actor: str, reason: str, scopes: frozenset[str], key: str, **parameters: Any
     ) -> dict[str, Any]:
         """Do an act."""
         asked = partial(self._there.act, name, actor=actor, reason=reason, scopes=scopes, key=key, **parameters)
-        done: dict[str, Any] = await self._cross(asked)
+        done: dict[str, Any] = await self._cross("act", asked)
         return done
 
-    async def _cross(self, asked: Any) -> Any:
-        self._limiter = self._limiter or anyio.CapacityLimiter(CROSSINGS)
-        return await anyio.to_thread.run_sync(self._call, asked, limiter=self._limiter, abandon_on_cancel=True)
+    async def _cross(self, kind: str, asked: Any) -> Any:
+        limiter = self._limiters.get(kind)
+        if limiter is None:
+            limiter = self._limiters[kind] = anyio.CapacityLimiter(CROSSINGS[kind])
+        return await anyio.to_thread.run_sync(self._call, asked, limiter=limiter, abandon_on_cancel=True)
 
     def _call(self, asked: Any) -> Any:
         try:

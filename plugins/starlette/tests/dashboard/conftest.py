@@ -41,6 +41,8 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
 
     yield visit
     for context, complaints, expects in opened:
+        for page in context.pages:
+            page.unroute_all(behavior="ignoreErrors")  # what is on its way may be answered no more
         context.close()
         assert [one for one in complaints if not any(word in one for word in expects)] == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,9 +78,21 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield site
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """20 services, of which one is down: what is judged of each element need not be judged 200 times."""
+    folder = tmp_path_factory.mktemp("few")
+    supervisor = Supervisor(Many(sick={"s005"}).services(20), journal=folder / "selfheal.db", name="few")
+    with open_site(supervisor) as site, httpx2.Client() as client:
+        until(lambda: client.get(f"{site.api}status").json()["counts"]["healthy"] == 19, "the others are well", 30.0)
+        until(lambda: client.get(f"{site.api}status").json()["counts"]["failed"] == 1, "one is down", 30.0)
+        yield site
+
+
 def view(page: Page, site: Site, where: str) -> None:
     """Go to a view, and wait until it is drawn."""
     page.goto(f"{site.page}{where}")
+    page.evaluate("new Promise((done) => setTimeout(done))")  # so that it has seen where it is
     page.wait_for_selector("main h1")
     until(lambda: page.locator("main").get_by_text("One moment").count() == 0, f"{where} is drawn")
 
@@ -126,10 +139,8 @@ def test_nothing_jumps_and_nothing_chatters_while_nothing_happens(many: Site, vi
         new MutationObserver(() => (window.said += 1))
             .observe(document.getElementById('news'), {subtree: true, childList: true, characterData: true});
     }""")
-    answered: list[str] = []
-    page.on("response", lambda one: answered.append(one.url) if one.url.endswith("/status") else None)
-    while len(answered) < 1:
-        page.wait_for_event("response")
+    with page.expect_response("**/status"):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # then it asks at once, as every 5 s
     page.wait_for_timeout(2000)  # the tick comes every second, and news a moment later
     assert page.evaluate("[window.shifted, window.said]") == [0, 0]
 
@@ -186,10 +197,9 @@ def test_what_comes_from_outside_stays_text_in_every_view(many: Site, visit: Vis
         route.fulfill(response=response, body=body)
 
     page.route(lambda url: PREFIX in url and "/dashboard/" not in url and "/events" not in url, renamed)
+    page.reload()  # what was answered before is kept no longer
     for where in VIEWS:
         view(page, many, where)
-        page.reload()
-        page.wait_for_selector("main h1")
         assert page.evaluate("window.hurt") is None
         assert page.locator("main img, main script").count() == 0, where
         assert "\x1b" not in page.locator("main").inner_text()
@@ -282,15 +292,118 @@ def test_only_an_admin_is_offered_to_release_a_hold_and_it_works(tmp_path: Path,
         page.close()
 
 
+# -- what is shown first ----------------------------------------------------------------------------------------------
+
+
+def changed(page: Page, change: Callable[[dict[str, Any]], None]) -> None:
+    """Let the status tell another story from now on."""
+
+    def instead(route: Route) -> None:
+        response = route.fetch()
+        status = response.json()
+        change(status)
+        route.fulfill(response=response, json=status)
+
+    page.route(lambda url: url.endswith("/status"), instead)
+    page.reload()
+    page.wait_for_selector("main h1")
+
+
+def test_what_is_still_down_when_its_root_is_well_again_is_told_by_itself(many: Site, visit: Visit) -> None:
+    page = visit(many.page)
+    down = {"state": "failed", "reason": "backoff", "incident": 2, "root": "s042", "attempt": 1}
+
+    def change(status: dict[str, Any]) -> None:
+        lines = {line["service"]: line for line in status["services"]}
+        lines["s042"] |= {"state": "healthy", "reason": "", "root": "s042"}
+        lines["s043"] |= down
+        lines["s044"] |= {**down, "reason": "waiting-for:s043"}
+
+    changed(page, change)
+    stories = page.locator(".stories > li")
+    assert [one.splitlines()[0].split(" down")[0] for one in stories.all_inner_texts()] == ["s005", "s043"]
+    assert "s044 waits for it" in stories.nth(1).inner_text()
+    rows = page.locator("tbody th[scope=row]").all_inner_texts()
+    assert rows[:3] == ["s005", "s043", "s044"]
+
+
+def test_what_holds_back_everything_is_told_before_what_each_service_does(many: Site, visit: Visit) -> None:
+    page = visit(many.page)
+    changed(page, lambda status: status.update(holds=[{"hold": "canary", "evidence": "no canary of 2 answers"}]))
+    told = page.locator(".verdict").inner_text()
+    assert told.index("Nothing automatic happens (canary).") < told.index("s005 down since")
+    assert "no canary of 2 answers" in told
+
+
+def test_the_tab_tells_how_many_are_sick_while_nobody_looks_at_the_page(many: Site, visit: Visit) -> None:
+    page = visit(many.page)
+    now: dict[str, int] = {}
+    changed(page, lambda status: status.update(counts={**dict.fromkeys(status["counts"], 0), **now}))
+    for counts, title, icon in (
+        ({}, "Overview – many", "icon.svg"),
+        ({"failed": 1, "recovering": 2, "degraded": 3}, "(3 down) Overview – many", "icon-down.svg"),
+        ({"unhealthy": 2, "degraded": 3}, "(2 failing) Overview – many", "icon-warn.svg"),
+        ({"degraded": 3}, "Overview – many", "icon-warn.svg"),
+    ):
+        now.clear()
+        now.update(counts)
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        page.wait_for_function("title => document.title === title", arg=title)
+        assert page.locator("link[rel=icon]").get_attribute("href") == icon
+
+
 # -- every reader -----------------------------------------------------------------------------------------------------
+
+TIDY: Final = """() => {
+    const wrong = [];
+    const tell = (one, what) => wrong.push(`${what}: <${one.localName}> ${one.textContent.slice(0, 40)}`);
+    for (const one of document.querySelectorAll('#top *, main *')) {
+        const {display} = getComputedStyle(one);
+        if (!one.clientWidth || display.startsWith('inline')) continue;
+        if (one.closest('svg, nav, .graph, .unseen, .uplot') || one.closest('thead')?.clientWidth < 9) continue;
+        if (one.scrollWidth > one.clientWidth + 1) tell(one, 'does not fit');
+    }
+    for (const one of document.querySelectorAll('main button, main thead th, #views a')) {
+        const lines = (one.clientHeight - 2 * parseFloat(getComputedStyle(one).paddingTop)) / 24;
+        if (one.checkVisibility() && one.clientWidth > 1 && lines > 1.6) tell(one, 'is broken into lines');
+    }
+    for (const one of document.querySelectorAll('td[data-label=Doing], td[data-label=What]'))
+        if (one.checkVisibility() && one.clientWidth < 120) tell(one, 'has no room');
+    for (const one of document.querySelectorAll('.node')) {
+        const [box, text] = [one.querySelector('rect').getBBox(), one.querySelector('text').getBBox()];
+        if (text.x + text.width > box.x + box.width) tell(one, 'leaves its box');
+    }
+    if (document.documentElement.scrollWidth > innerWidth) wrong.push('the page is too wide');
+    return wrong;
+}"""
+"""What is cut, squeezed, broken in the middle, or wider than its place."""
+
+
+def test_nothing_is_cut_or_squeezed_on_any_screen(few: Site, visit: Visit) -> None:
+    page = visit(few.page, expects=("404",))
+    long = "customer-notification-dispatcher-europe-west"
+
+    def renamed(route: Route) -> None:
+        response = route.fetch()
+        body = response.text().replace('"s012"', json.dumps(long)).replace("s012:", f"{long}:")
+        route.fulfill(response=response, body=re.sub(r'"since":"[^T"]*T', '"since":"2025-10-30T', body))
+
+    page.route(lambda url: PREFIX in url and "/dashboard/" not in url and "/events" not in url, renamed)
+    page.reload()
+    for where in VIEWS:
+        view(page, few, where)
+        for width in (1440, 1280, 820, 390, 360):
+            page.set_viewport_size({"width": width, "height": 800})
+            page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            assert page.evaluate(TIDY) == [], f"{where} at {width}"
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
-def test_axe_finds_nothing_in_any_view(many: Site, visit: Visit, axe: str, scheme: str, width: int) -> None:
-    page = visit(many.page, color_scheme=scheme, viewport={"width": width, "height": 780}, reduced_motion="reduce")
+def test_axe_finds_nothing_in_any_view(few: Site, visit: Visit, axe: str, scheme: str, width: int) -> None:
+    page = visit(few.page, color_scheme=scheme, viewport={"width": width, "height": 780}, reduced_motion="reduce")
     page.evaluate(axe)
     for where in VIEWS:
-        view(page, many, where)
+        view(page, few, where)
         if where == "#/service/s005":
             page.get_by_role("button", name="Pause s005").click()
         found = page.evaluate("""() => axe.run(document, {resultTypes: ['violations']}).then(({violations}) =>
@@ -304,7 +417,7 @@ def test_axe_finds_nothing_in_any_view(many: Site, visit: Visit, axe: str, schem
 
 def test_times_are_the_readers_own_with_utc_beside_them(many: Site, visit: Visit) -> None:
     page = visit(many.page, timezone_id="Asia/Tokyo", locale="en-GB")
-    since = page.locator('tr[data-key="s005"] [data-label=Since] time')
+    since = page.locator('tr[data-key="s005"] [data-label=Since] time').first
     utc = since.get_attribute("title") or ""
     hour = int(utc[11:13])
     assert since.inner_text().endswith(f"{(hour + 9) % 24:02}:{utc[14:16]}")
@@ -357,9 +470,9 @@ def days_of(place: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
 def test_each_day_has_a_bar_and_the_share_of_days_is_said_in_words(
-    many: Site, visit: Visit, axe: str, width: int, scheme: str
+    few: Site, visit: Visit, axe: str, width: int, scheme: str
 ) -> None:
-    page = visit(many.page, color_scheme=scheme, viewport={"width": width, "height": 780})
+    page = visit(few.page, color_scheme=scheme, viewport={"width": width, "height": 780})
 
     def divided(route: Route) -> None:
         response = route.fetch()
@@ -369,7 +482,7 @@ def test_each_day_has_a_bar_and_the_share_of_days_is_said_in_words(
         route.fulfill(response=response, json=answer)
 
     page.route(lambda url: "/statistics" in url, divided)
-    view(page, many, "#/days")
+    view(page, few, "#/days")
     first = page.locator('.days li[data-key="s003"]')
     assert first.locator(".day").count() == 90
     expected = {"down": 4, "degraded": 4, "planned": 4, "unobserved": 30 + 3, "up": 45}

@@ -94,7 +94,11 @@ def test_a_service_is_killed_and_the_page_tells_the_story_while_it_happens(
     row(page, "database").locator(".is-unhealthy").wait_for()
     assert "failing, not confirmed yet" in page.locator("h1").inner_text()
     page.locator("h1", has_text="1 of 5 services is down").wait_for()
-    page.locator(".stories", has_text=re.compile(r"database: (trying again|about to try again)")).wait_for()
+    story = page.locator(".stories li", has_text="database down since")
+    story.get_by_text(re.compile(r"attempt 1 did not help; (trying again|about to try again)")).wait_for()
+    since = story.locator("time").first.get_attribute("datetime")
+    story.get_by_text(re.compile(r"attempt 2 did not help; (trying again|about to try again)")).wait_for()
+    assert story.locator("time").first.get_attribute("datetime") == since, "an attempt is no new outage"
     assert "has ended" in row(page, "database").inner_text()
     assert page.title() == "(1 down) Overview – shop"
     shop.mend("database")
@@ -126,6 +130,19 @@ def test_the_page_of_a_service_says_why_nothing_is_done_and_where_its_ladder_sta
     assert "asked for approve (“the mail is needed”)" in history
     assert "unhealthy → failed" in history
     page.locator("#chart canvas").wait_for()
+    key = page.locator(".timeline .legend").inner_text()
+    assert all(word in key for word in ("failing", "down", "being repaired")), key
+    assert re.search(r"\d+ results since \d\d:\d\d: .*\d+ failing", page.locator(".timeline").inner_text())
+    shades = page.evaluate("""() => {
+        const canvas = document.querySelector('#chart canvas');
+        const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+        const seen = new Set();
+        for (let at = 0; at < data.length; at += 4) seen.add(data.slice(at, at + 3).join());
+        return [...seen];
+    }""")
+    assert {"185,28,28", "28,122,67", "29,95,168"} <= set(shades), "failed, healthy and recovering have their strips"
+    page.locator("#chart .u-over").hover(position={"x": 30, "y": 40})
+    page.locator("#reading", has_text=re.compile(r"^\d\d:\d\d:\d\d: (passing|failing), ")).wait_for()
 
 
 @pytest.mark.usefixtures("well")
@@ -154,12 +171,14 @@ def test_every_act_works_from_the_page_and_is_in_the_audit_trail(site: Site, sho
     page.locator(".verdict.is-healthy").wait_for()
     shop.break_("mail")
     page.goto(f"{site.page}#/")
-    page.get_by_text("mail asks whether to restart.").wait_for()
+    page.locator(".stories").get_by_text("waiting for a person to approve: restart").wait_for()
     act(page, "Refuse mail", "ten")
-    page.get_by_text("mail asks whether to restart.").wait_for(state="hidden")
+    page.locator(".stories").get_by_text("waiting for a person to approve: restart").wait_for(state="hidden")
     page.goto(f"{site.page}#/alerts")
     act(page, "Acknowledge mail", "eleven")
     page.get_by_text("acknowledged by").first.wait_for()
+    page.goto(f"{site.page}#/")
+    page.locator(".stories", has_text="loopback at 127.0.0.1 sees to it").wait_for()
     shop.mend("mail")
     page.goto(f"{site.page}#/service/mail")
     act(page, "Recover now mail", "twelve")
@@ -281,6 +300,8 @@ def test_when_the_server_restarts_the_page_says_so_calmly_and_goes_on(tmp_path: 
             port = site.port
         page.locator("#connection", has_text="Connection lost. Last heard at").wait_for()
         assert page.locator("h1").inner_text() == "All 2 services are healthy."
+        assert page.title().startswith("(?) "), "the tab tells that it does not know"
+        assert page.locator("link[rel=icon]").get_attribute("href") == "icon-lost.svg"
         assert page.locator("body.stale time").first.evaluate("one => getComputedStyle(one).fontStyle") == "italic"
         resumed: list[str | None] = []
         page.on(
@@ -292,6 +313,7 @@ def test_when_the_server_restarts_the_page_says_so_calmly_and_goes_on(tmp_path: 
         with open_site(one(), port=port):
             page.locator("#connection", has_text="Live").wait_for()
             until(lambda: page.locator("body.stale").count() == 0, "it is not stale any more")
+            assert not page.title().startswith("(?) ")
             shop.break_("database")
             page.locator("h1", has_text="is down").wait_for()
         assert resumed[-1] is not None

@@ -24,7 +24,15 @@ T = TypeVar("T")
 
 _RESERVE: Final = 1.0  # seconds of an action's time kept back to say what was seen
 _POLL: Final = (0.03, 0.3)  # seconds between two looks while a job is under way: at first, doubling to at most
+_LIFTED: Final = " (it was at its start limit, which was reset first)"
 _PATIENCE: Final = 2.0  # seconds to take back a job when we are cancelled: the loop grants an action 5
+
+
+def _runs(unit: Unit) -> str:
+    """Say what a unit runs as."""
+    if unit.ended:
+        return f"it has done its work (invocation {unit.id})"
+    return f"invocation {unit.id}" + (f", process {unit.main_pid}" if unit.main_pid else "")
 
 
 @attrs.frozen(kw_only=True)
@@ -54,38 +62,47 @@ class Acting:
 
     # -- the verbs ---------------------------------------------------------------------------------------------------
 
-    async def restart(self) -> None:
-        """Restart it, or start it if it has ended, and see it run. Raises `ActionFailed` when that is not ours to do,
-        or did not work."""
+    async def restart(self) -> str:
+        """Restart it, or start it if it has ended, see it run, and say what runs now.
+
+        Raises `ActionFailed` when that is not ours to do, or did not work.
+        """
         unit = await self.meant()
         await self._refuse(unit)
-        await self._lift_start_limit(unit)
+        lifted = await self._lift_start_limit(unit)
         await self._carry_out("restart")
-        await self._seen_running("restart", unit)
+        now = await self._seen_running("restart", unit)
+        verb = "restarted" if unit.runs else "started"
+        before = f", which {how_it_ended(unit)}" if unit.ended and unit.invocation else ""
+        return f"{verb} {self.name}{before}: {_runs(now)}{_LIFTED if lifted else ''}"
 
-    async def start(self) -> None:
-        """Start it and see it run; one that runs is left alone. Raises `ActionFailed` when it does not run."""
+    async def start(self) -> str:
+        """Start it, see it run, and say what runs now; one that runs is left alone.
+
+        Raises `ActionFailed` when it does not run.
+        """
         unit = await self.meant()
         if unit.runs:
             if unit.said.get("FreezerState") == "frozen":
                 raise ActionFailed(f"{self.name} is frozen: systemctl thaw {self.name} lets it go on")
-            return
+            return f"{self.name} ran already: {_runs(unit)}"
         self._refuse_unstartable(unit)
         await self._refuse_job(unit)
-        await self._lift_start_limit(unit)
+        lifted = await self._lift_start_limit(unit)
         await self._carry_out("start")
-        await self._seen_running("start", unit)
+        return f"started {self.name}: {_runs(await self._seen_running('start', unit))}{_LIFTED if lifted else ''}"
 
-    async def stop(self) -> None:
+    async def stop(self) -> str:
         """Stop it, as a person's wish; one that has ended stays so. Raises `ActionFailed` when it still runs."""
         unit = await self.meant()
         if unit.ended and not unit.job:
-            return
+            return f"{self.name} had ended already"
         if unit.said.get("CanStop") == "no":
             raise ActionFailed(f"{self.name} may not be stopped by hand (RefuseManualStop=yes in its file)")
         after = await self._carry_out("stop")
         if not after.ended:
             raise ActionFailed(f"{self.name} still runs ({after.active}), though systemd was asked to stop it")
+        return f"stopped {self.name}"
 
     # -- what is refused ---------------------------------------------------------------------------------------------
 
@@ -116,18 +133,20 @@ class Acting:
 
     # -- how ---------------------------------------------------------------------------------------------------------
 
-    async def _lift_start_limit(self, unit: Unit) -> None:
-        """Have systemd forget the starts it counts, wherever the next one might be refused.
+    async def _lift_start_limit(self, unit: Unit) -> bool:
+        """Have systemd forget the starts it counts, wherever the next one might be refused; return whether it was.
 
         A restart at the limit *stops* what runs and then refuses to start it. systemd does not show its count, but
         what has not changed for the whole interval was not started in it.
         """
         interval = timespan(unit.said.get("StartLimitIntervalUSec", ""))
         if not interval or unit.said.get("StartLimitBurst") == "0":
-            return
+            return False
         quiet = time.monotonic() - unit.changed / 1e6
         if unit.result == "start-limit-hit" or (unit.changed and quiet <= interval):
             await self._may("reset-failed", self.systemctl.act(self.context, "reset-failed", self.name))
+            return unit.result == "start-limit-hit"
+        return False
 
     async def _may(self, verb: str, work: Awaitable[T]) -> T:
         try:
@@ -179,8 +198,8 @@ class Acting:
             return f"and systemd could not be asked what it does ({problem})"
         return f"it waited for other units, and was taken back (job {job})"
 
-    async def _seen_running(self, verb: str, before: Unit) -> None:
-        """Look at a unit that was just started until it has settled, or has ended after all."""
+    async def _seen_running(self, verb: str, before: Unit) -> Unit:
+        """Look at a unit that was just started until it has settled, or has ended after all; return the last look."""
         left = max(0.0, self.context.remaining - _RESERVE)
         settled = time.monotonic() + min(self.settle, left)
         first: Unit | None = None
@@ -189,7 +208,7 @@ class Acting:
             first = first or now
             await self._refuse_failed_start(verb, before, first, now)
             if now.ended or time.monotonic() >= settled:
-                return
+                return now
             await asyncio.sleep(_POLL[1] if self.settle > 1.0 else _POLL[1] / 3)
 
     async def _refuse_failed_start(self, verb: str, before: Unit, first: Unit, now: Unit) -> None:

@@ -5,48 +5,14 @@ Owns the arithmetic. systemd changes the limits of a running unit at once; nothi
 
 from __future__ import annotations
 
-import re
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
 from selfheal import ActionFailed
 from selfheal_systemd.unit import Unit
 
-_UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _PAGE: Final = 4096
-
-
-def size(value: object) -> object:
-    """Return a number of bytes; a text is read as systemd reads it (`512M`, `2G`)."""
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"\s*(\d+)\s*([kmgt]?)(i?b)?\s*", value, re.IGNORECASE)
-    if found is None:
-        raise ValueError(f'{value!r} is no amount of memory; write bytes, or a text such as "512m" or "2g"')
-    return int(found[1]) * _UNITS[found[2].lower()]
-
-
-def check_size(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    """Validate an amount of memory: attrs calls this."""
-    if value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 << 20 <= value <= 1 << 50:
-        raise ValueError(f'{attribute.name}: {value!r} is no amount of memory from 1 MiB on, such as "512m" or "2g"')
-
-
-def check_cpus(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    """Validate a number of processors: attrs calls this."""
-    if value is None:
-        return
-    if not isinstance(value, float | int) or isinstance(value, bool) or not 0.01 <= value <= 10_000:
-        raise ValueError(f"{attribute.name}: {value!r} is no number of processors, such as 1.5")
-
-
-def check_share(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    """Validate a factor to grow by: attrs calls this."""
-    if not isinstance(value, float | int) or isinstance(value, bool) or not 1.0 < value <= 10.0:
-        raise ValueError(f"{attribute.name}: {value!r} is no factor above 1 and at most 10")
 
 
 @attrs.frozen(kw_only=True)
@@ -61,6 +27,15 @@ class Raise:
         """Return it as `systemctl set-property` takes it."""
         memory = () if self.memory is None else (f"MemoryMax={self.memory}",)
         return memory if self.cpus is None else (*memory, f"CPUQuota={round(self.cpus * 100)}%")
+
+    def told(self, before: Unit) -> str:
+        """Say what the unit was given."""
+        said = []
+        if self.memory is not None:
+            said.append(f"MemoryMax from {before.memory_max} to {self.memory} bytes")
+        if self.cpus is not None:
+            said.append(f"CPUQuota from {before.cpus:g} to {self.cpus:g} processors")
+        return f"raised {' and '.join(said)} of {before.name}"
 
     def missed(self, after: Unit) -> str:
         """Return what of it the unit has not got; empty when it has all."""

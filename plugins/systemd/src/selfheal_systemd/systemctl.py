@@ -10,12 +10,13 @@ import asyncio
 import os
 import pwd
 import re
+from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 import attrs
 
 from selfheal import ActionFailed, Context
-from selfheal.builtin import spawn
+from selfheal.builtin import proc, spawn
 from selfheal_systemd.unit import PROPERTIES, Unit, read
 
 Manager: TypeAlias = Literal["system", "user"]
@@ -23,6 +24,10 @@ Manager: TypeAlias = Literal["system", "user"]
 ANSWER: Final = 10.0
 """Seconds systemd is given for one answer; it takes about 0.02."""
 
+JOBS: Final = ("restart", "start", "stop")
+"""The verbs that queue a job."""
+
+_QUEUED: Final = ("--no-block", "--job-mode=fail")
 _GRACE: Final = 0.1  # seconds `systemctl` has to end by itself when it is told to; it holds nothing
 _DENIED: Final = re.compile(
     r"interactive authentication required|access denied|not authorized|permission denied|authentication is needed",
@@ -66,7 +71,27 @@ class Systemctl:
         systemd could tell its number (`--show-transaction`), but the policy of the bus keeps that from everybody but
         root. Raises `Denied`, `Refused`, `OSError`.
         """
-        await self.act(context, verb, name, "--no-block", "--job-mode=fail")
+        await self.act(context, verb, name, *_QUEUED)
+
+    async def still_asking(self, context: Context, name: str) -> bool:
+        """Whether a `systemctl` of ours still asks for a job of a unit: one that has outlived whoever started it.
+
+        Every process of our own user can be seen, whatever `/proc` hides. Raises `OSError` when it cannot be looked.
+        """
+        return await context.blocking(self._seen_asking, name)
+
+    def _seen_asking(self, name: str) -> bool:
+        asking = [(*_QUEUED, verb, "--", name) for verb in JOBS]
+        for seen in proc.everyone():
+            if not seen.alive or not seen.program.startswith("systemctl"):
+                continue
+            try:
+                words = tuple(Path(f"/proc/{seen.identity.pid}/cmdline").read_text(errors="replace").split("\0")[:-1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has just ended
+            if words[-5:] in asking and ("--user" in words) == (self.manager == "user"):
+                return True
+        return False
 
     async def act(self, context: Context, verb: str, name: str, *options: str, more: tuple[str, ...] = ()) -> Finished:
         """Do what `systemctl VERB UNIT` does. Raises `Denied`, `Refused`, `OSError`."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Literal
 import attrs
 
 from selfheal import ActionContext, ActionFailed, Context, Instance, Run, Settled
-from selfheal.builtin.options import seconds
+from selfheal.builtin.options import factor, memory, processors, seconds
 from selfheal.errors import Problem
 from selfheal_systemd import doctor, permission, resources
 from selfheal_systemd.acts import Acting
@@ -54,11 +54,11 @@ class SystemdWorkload:
         default="stopped", validator=attrs.validators.in_(tuple(UNEXPLAINED))
     )
     #: The most memory `scale_up` may give it (`MemoryMax=`), in bytes or as `"2g"`; by default, memory is left alone.
-    memory_max: int | None = attrs.field(default=None, converter=resources.size, validator=resources.check_size)
+    memory_max: int | None = memory()
     #: The most processors `scale_up` may give it (`CPUQuota=`, 1.0 is 100 %); by default, they are left alone.
-    cpus_max: float | None = attrs.field(default=None, validator=resources.check_cpus)
+    cpus_max: float | None = processors()
     #: The factor by which one `scale_up` raises memory and processors.
-    grow: float = attrs.field(default=1.5, validator=resources.check_share)
+    grow: float = factor(1.5)
     #: Whether what `scale_up` gave stays after a reboot; by default, the unit's own file has the last word.
     persistent: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
 
@@ -106,25 +106,25 @@ class SystemdWorkload:
             unexplained=UNEXPLAINED[self.unexplained_end],
         )
 
-    async def restart(self, context: ActionContext) -> None:
-        """Restart it, or start it if it has ended, and see it run.
+    async def restart(self, context: ActionContext) -> str:
+        """Restart it, or start it if it has ended, see it run, and say what runs now.
 
         Raises `ActionFailed` when it does not exist (S30), is another incarnation than the one that failed, was
         stopped or masked by a person, has a job under way, is being restarted by systemd itself, ended at once, or
         when this process may not restart it.
         """
-        await self._acting(context).restart()
+        return await self._acting(context).restart()
 
-    async def start(self, context: ActionContext) -> None:
+    async def start(self, context: ActionContext) -> str:
         """Start it and see it run; one that runs is left alone. Raises `ActionFailed`, as `restart` does."""
-        await self._acting(context).start()
+        return await self._acting(context).start()
 
-    async def stop(self, context: ActionContext) -> None:
+    async def stop(self, context: ActionContext) -> str:
         """Stop it, as a person's wish: it counts as stopped afterwards, and nothing heals it."""
-        await self._acting(context).stop()
+        return await self._acting(context).stop()
 
-    async def scale_up(self, context: ActionContext) -> None:
-        """Give it more memory and processors while it runs, up to the maxima; nothing is restarted.
+    async def scale_up(self, context: ActionContext) -> str:
+        """Give it more memory and processors while it runs, up to the maxima, and say how much; nothing is restarted.
 
         Raises `ActionFailed` when it is at its maximum already, has no limits, or systemd did not do it.
         """
@@ -140,24 +140,34 @@ class SystemdWorkload:
         after = await self._systemctl.show(context, self.unit)
         if missed := more.missed(after):
             raise ActionFailed(f"{self.unit}: systemd said that it was done, but {missed}")
+        return more.told(unit)
 
     async def probe(self, context: ActionContext) -> Settled | None:
         """Say whether another invocation runs than the one that failed; None while that cannot be told.
 
-        The same invocation, with no job of it under way, was not restarted; that proves nothing of a `scale_up`.
+        The same invocation, with no job of it under way and nobody left who asks for one, was neither restarted nor
+        stopped. Nothing can be told of a `scale_up`: who asked for what it has, systemd does not say.
         """
         expected = context.expected
-        if expected is None or expected.run is Run.UNKNOWN:
+        if expected is None or expected.run is Run.UNKNOWN or context.verb == "scale_up":
             return None
         try:
-            unit = await self._systemctl.show(context, self.unit)
-        except OSError:
+            # In this order: a `systemctl` that we started may have outlived us, and its job may yet come. When it has
+            # ended its order lies with systemd, which need not have read it before a first answer; before a second, it
+            # has.
+            if await self._systemctl.still_asking(context, self.unit):
+                return None
+            seen = [await self._systemctl.show(context, self.unit) for _ in range(2)]
+        except (OSError, ActionFailed):
             return None
-        if not unit.runs or unit.job:
+        now = seen[-1]
+        if any(unit.job for unit in seen):
             return None
-        if unit.id != expected.id:
-            return Settled.DONE
-        return None if "scale_up" in self.verbs() else Settled.NOT_STARTED
+        if context.verb == "stop":
+            return Settled.DONE if now.ended else Settled.NOT_STARTED if now.id == expected.id else None
+        if not all(unit.runs for unit in seen):
+            return None  # it may have been stopped for a start that then failed
+        return Settled.DONE if now.id != expected.id else Settled.NOT_STARTED
 
     # -- before it is needed -----------------------------------------------------------------------------------------
 

@@ -19,7 +19,9 @@ from selfheal import Cause, CheckContext, CheckResult, Secret, Target, Tls, Verd
 from selfheal.builtin import options
 from selfheal.builtin.addresses import HttpUrl, read_http_url
 from selfheal.builtin.http_talk import NotHttp, Reply, ask, cause_of, compose
+from selfheal.errors import Problem
 from selfheal.wire import Talk, failing, inconclusive, warning
+from selfheal_weaviate.writing import COLLECTION, Disk, Probe
 
 Details = dict[str, str | int | float | bool | None]
 Part = Generator[Any, bytes, tuple[CheckResult, bool]]
@@ -42,6 +44,9 @@ READING_FAULTS: Final = (OSError, ValueError, LookupError)
 
 NAMED: Final = 5
 """Nodes that a summary names."""
+
+PROBE: Final = "probe"
+"""Under which name the write probe is kept between checks."""
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """How every gRPC connection begins: HTTP/2's preface and an empty SETTINGS frame (RFC 9113 §3.4)."""
@@ -67,6 +72,10 @@ class WeaviateCheck:
     nodes: int | None = options.whole(None, 1, 10_000)
     #: The port on the same host where a deep check looks for gRPC, usually 50051.
     grpc_port: int | None = options.whole(None, 1, 65535)
+    #: Whether a deep check writes one object, always the same, into a collection of its own, `SelfhealWriteProbe`.
+    write_probe: bool = attrs.field(default=False, validator=_YES_OR_NO)
+    #: Any folder on the disk of its data, as this machine sees it: how full that is decides whether a restart helps.
+    data_path: Path | None = attrs.field(default=None, converter=options.path)
     #: The name that the certificate must bear; the URL's host by default.
     server_name: str | None = attrs.field(default=None, validator=_TEXT)
     #: A PEM file of the authorities to trust, instead of the system's.
@@ -87,6 +96,11 @@ class WeaviateCheck:
         elif not isinstance(value, Secret):
             raise TypeError(f"url: {type(value).__name__} is neither text nor a secret")
 
+    @data_path.validator
+    def _asked_for(self, attribute: attrs.Attribute[Any], value: Path | None) -> None:
+        if value is not None and not self.write_probe:
+            raise ValueError("data_path: has a meaning with write_probe = true only")
+
     def address(self) -> HttpUrl:
         """Return where it is. Raises ValueError, and what reading a secret raises."""
         try:
@@ -105,6 +119,8 @@ class WeaviateCheck:
         """Ask whether it is ready and how its nodes are, once for each check."""
         while True:
             result, reusable = yield from self._guarded(self._state())
+            if self.write_probe:
+                result = graver(result, warning(Cause.CONFIG, NOT_DEEP), ready=True)
             if not (self.keep and reusable):
                 return result
             yield result
@@ -128,9 +144,52 @@ class WeaviateCheck:
         except TimeoutError:
             summary = f"it answers, but not how its nodes are within {patience:.1f} s: one of them may be frozen"
             result = graver(result, warning(Cause.DEGRADED_CLUSTER, summary), ready=ready)
+        if self.write_probe and ready and _may_be_written(result):
+            result = await self._written(result, target, headers, context)
         if self.grpc_port is None or result.verdict is Verdict.FAILING:
             return result
         return graver(result, await self._grpc(target, context.remaining * 0.9), ready=True)
+
+    async def doctor(self, context: CheckContext) -> list[Problem]:
+        """Return why the write probe could not be asked, or would not see the disk."""
+        found = []
+        if self.write_probe and not context.deep:
+            found.append(Problem(path="check.write_probe", message=NOT_DEEP))
+        if problem := (await self._disk(None, context)).problem:
+            found.append(Problem(path="check.data_path", message=problem, hint="any folder on that disk will do"))
+        return found
+
+    async def _written(
+        self, result: CheckResult, target: Target, headers: Mapping[str, str], context: CheckContext
+    ) -> CheckResult:
+        """Return a result with what a write adds to it: what a write shows goes before what the nodes say."""
+        probe = Probe(address=self.address(), target=target, headers=headers)
+        earlier: Probe | None = context.kept.get(PROBE)
+        probe.written = earlier is not None and earlier.written
+        context.kept[PROBE] = probe
+        disk = await self._disk(result, context)
+        try:
+            async with asyncio.timeout(context.remaining * PATIENCE):
+                written = await probe.write(disk, make=CLOSED not in result.details)
+        except TimeoutError:
+            written = failing(Cause.TIMEOUT, "it lists its nodes, but a write has no answer")
+        details = {**result.details, **written.details}
+        if disk.problem and written.verdict is Verdict.PASSING:
+            written = warning(Cause.CONFIG, disk.problem)
+        return attrs.evolve(result if written.verdict is Verdict.PASSING else written, details=details)
+
+    async def _disk(self, result: CheckResult | None, context: CheckContext) -> Disk:
+        """Return how full the disk is; of a cluster only one of several disks could be seen, so none is."""
+        if self.data_path is None:
+            return Disk()
+        if result is not None and result.details.get("nodes") != 1:
+            return Disk(why_unknown="of several nodes, data_path shows the disk of one")
+        try:
+            seen = await context.blocking(os.statvfs, self.data_path)
+        except OSError as problem:
+            text = f"data_path cannot be looked at: {os.strerror(problem.errno or 0)}"
+            return Disk(why_unknown=text, problem=text)
+        return Disk(used=100.0 * (1.0 - seen.f_bfree / max(seen.f_blocks, 1)))
 
     async def _grpc(self, target: Target, patience: float) -> CheckResult:
         """Return whether the gRPC port speaks HTTP/2; over TLS, whether it takes a connection."""
@@ -213,6 +272,19 @@ CLOSES: Final = (
 )
 
 
+NOT_DEEP: Final = "the write probe is for the deep check only: say deep = true at the service"
+
+NO_ROOM: Final = "it is not ready and all its shards are read-only: is its disk full? It may be read; make room"
+
+CLOSED: Final = "shards_read_only"
+"""The detail that counts closed shards."""
+
+
+def _may_be_written(result: CheckResult) -> bool:
+    """Whether a write would say more than the nodes do: all are well, or shards are closed and nobody says why."""
+    return result.verdict is Verdict.PASSING or CLOSED in result.details
+
+
 def _unreadable(problem: Exception) -> CheckResult:
     return inconclusive(f"the address or the key cannot be used: {type(problem).__name__}", Cause.CONFIG)
 
@@ -220,10 +292,13 @@ def _unreadable(problem: Exception) -> CheckResult:
 def graver(first: CheckResult, second: CheckResult, *, ready: bool) -> CheckResult:
     """Return the graver of two results, with the details of both.
 
-    Where it is not `ready` and its nodes say why, that is the cause: not a start, but a cluster without a leader.
+    Where it is not `ready` and its nodes say why, that is the cause: not a start, but a cluster without a leader, or a
+    disk without room. A full disk has closed every shard: a person closes those of one collection.
     """
     order = (Verdict.PASSING, Verdict.WARNING, Verdict.INCONCLUSIVE, Verdict.FAILING)
     details = {**first.details, **second.details}
+    if not ready and second.cause is Cause.READ_ONLY and details.get(CLOSED) == details.get("shards", 0):
+        return CheckResult(Verdict.WARNING, cause=Cause.FULL, summary=NO_ROOM, details=details)
     if not ready and second.verdict is Verdict.WARNING and second.cause is Cause.DEGRADED_CLUSTER:
         summary = f"it is not ready: {second.summary}"
         return CheckResult(Verdict.FAILING, cause=second.cause, summary=summary, details=details)
@@ -264,8 +339,9 @@ def _judged(nodes: list[Mapping[str, Any]], expected: int | None) -> CheckResult
     modes = {_name(node): str(node.get("operationalMode") or "ReadWrite") for node in nodes}
     refusing = [f"{name} {mode}" for name, mode in modes.items() if mode not in ("ReadWrite", "WriteOnly")]
     unread = [name for name, mode in modes.items() if mode == "WriteOnly"]
-    closed = [f"{shard['class']}/{shard['name']}" for shard in _shards(nodes) if _is_read_only(shard)]
-    details = _facts(nodes, len(unwell), expected)
+    shut = [shard for shard in _shards(nodes) if _is_read_only(shard)]
+    closed = [f"{shard['class']}/{shard['name']}" for shard in shut if shard["class"] != COLLECTION]
+    details = _facts(nodes, len(unwell), expected) | ({CLOSED: len(shut)} if shut else {})
     if unwell:
         cause, text = Cause.DEGRADED_CLUSTER, f"nodes not healthy: {_listing(unwell)}"
     elif expected is not None and len(nodes) < expected:

@@ -97,8 +97,7 @@ export function perform(name, about, done) {
   open(act.title(about), act.text, [lasts || "", reason], act.label, async (fields) => {
     const body = { ...(act.body ? act.body(about) : {}), reason: fields.reason.value.trim() };
     if (act.lasts && Number(fields.lasts.value)) body.duration = Number(fields.lasts.value);
-    const answer = await post(act.path(about), body);
-    done();
+    const answer = await post(act.path(about), body).finally(done); // what was refused may tell that we are somebody else by now
     const said = answer.reason?.detail ?? "";
     return `${act.label}${about.service ? `, ${about.service}` : ""}: ${said.includes(" ") ? said : "done"}.`;
   }, act.strong);

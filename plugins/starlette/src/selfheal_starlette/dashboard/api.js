@@ -14,13 +14,14 @@ export const token = {
   set: (text) => (text ? sessionStorage.setItem(KEPT, text) : sessionStorage.removeItem(KEPT)),
 };
 
-/** What the API has refused, in its own words; `status` 0 is that nobody answered. */
+/** What the API has refused, in its own words; `status` 0 is that nobody answered, `bearer` that a token would help. */
 export class Refused extends Error {
-  constructor(status, problem, wait = 0) {
+  constructor(status, problem, wait = 0, bearer = false) {
     super(problem.detail || problem.title || `the server answered ${status}`);
     this.status = status;
     this.code = problem.code ?? "";
     this.wait = wait;
+    this.bearer = bearer;
   }
 }
 
@@ -41,7 +42,8 @@ async function ask(path, options = {}) {
   } catch {
     problem = { detail: `the server answered ${response.status}` };
   }
-  throw new Refused(response.status, problem, Number(response.headers.get("retry-after")) || 0);
+  const bearer = (response.headers.get("www-authenticate") ?? "").startsWith("Bearer");
+  throw new Refused(response.status, problem, Number(response.headers.get("retry-after")) || 0, bearer);
 }
 
 /** Ask a question; what has not changed is not sent again. */

@@ -10,7 +10,7 @@ import graph from "./graph.js";
 import { alerts, audit, incident, incidents } from "./lists.js";
 import overview, { headline } from "./overview.js";
 import service from "./service.js";
-import { agoText, clock, leftText } from "./words.js";
+import { agoText, clock, forText, leftText } from "./words.js";
 
 const LEAST = 250; // ms between two askings, however much is heard; grows with what an answer takes
 const POLL = 5000; // ms after which is asked without a record: results are not records
@@ -59,6 +59,7 @@ addEventListener("hashchange", () => {
   if (!locate()) return;
   state.pages.clear();
   show(main, h("p", { class: "quiet" }, "One moment …"));
+  navigate();
   refresh().then(() => {
     main.focus({ preventScroll: true });
     scrollTo(0, 0);
@@ -129,7 +130,7 @@ async function load() {
   } catch (problem) {
     if (!(problem instanceof api.Refused)) throw problem;
     state.problem = problem;
-    if (problem.status === 401) signIn(api.token.get() ? problem.message : "selfheal answers only to who has a token", begin);
+    if (problem.status === 401 && problem.bearer) signIn(api.token.get() ? problem.message : "selfheal answers only to who has a token", begin);
     if (problem.status === 0) lost(problem);
   }
   draw();
@@ -143,6 +144,16 @@ async function identify() {
   } catch (problem) {
     if (!(problem instanceof api.Refused)) throw problem;
   }
+}
+
+/** Ask again after somebody may have logged in elsewhere. */
+function readmit() {
+  api.forget();
+  return begin().catch((problem) => {
+    if (!(problem instanceof api.Refused)) throw problem;
+    state.problem = problem;
+    draw();
+  });
 }
 
 /** Begin as who has just signed in, or out. Throws `Refused` for a token that is none. */
@@ -160,13 +171,11 @@ function draw() {
   const { status, view, problem } = state;
   document.body.classList.toggle("stale", state.lostSince !== null);
   place("fleet").textContent = status?.fleet || "selfheal";
-  const current = HOME[state.name] ?? state.name;
-  show(place("views"), NAVIGATION.map(([name, title]) =>
-    h("li", {}, h("a", { href: `#/${name}`, "aria-current": name === current ? "page" : null }, title))));
+  navigate();
   show(place("who"), who());
   show(place("connection"), connection());
   if (problem?.status === 401) {
-    show(main, h("section", { class: "verdict is-unknown" }, h("h1", {}, "Who are you?"), h("p", {}, problem.message), h("p", { class: "acts" }, h("button", { type: "button", "data-sign": "in" }, "Sign in"))));
+    show(main, stranger(problem));
   } else if (problem && problem.status !== 0 && (problem.status !== 404 || !state.data)) {
     show(main, h("section", { class: "verdict is-unhealthy" }, h("h1", {}, problem.status === 404 ? "There is no such thing" : "selfheal cannot say how it is"), h("p", {}, problem.message)));
   } else if (status && (state.data !== null || view === overview)) {
@@ -175,14 +184,46 @@ function draw() {
   } else if (problem) {
     show(main, h("p", { class: "quiet" }, "selfheal does not answer; this page goes on trying."));
   }
-  const bad = status ? status.counts.failed + status.counts.recovering : 0;
-  document.title = `${bad ? `(${bad} down) ` : ""}${view.named?.(state) ?? view.title} – ${status?.fleet || "selfheal"}`;
+  tell(status, view.named?.(state) ?? view.title);
   place("text") && document.activeElement !== place("text") && (place("text").value = state.filter.text);
   if (status) announce(headline(status).text);
 }
 
+let marked = null;
+/** Show where we are; on a phone the one that is marked is moved into sight. */
+function navigate() {
+  const current = HOME[state.name] ?? state.name;
+  show(place("views"), NAVIGATION.map(([name, title]) =>
+    h("li", {}, h("a", { href: `#/${name}`, "aria-current": name === current ? "page" : null }, title))));
+  if (marked === current) return;
+  marked = current;
+  const box = place("views").parentElement;
+  const here = box.querySelector("[aria-current]");
+  box.scrollLeft = here.offsetLeft - box.offsetLeft - (box.clientWidth - here.offsetWidth) / 2;
+}
+
+/** What the tab tells while nobody looks at the page: how many are sick, and by its icon how badly. */
+function tell(status, title) {
+  const { failed = 0, recovering = 0, unhealthy = 0, degraded = 0 } = status?.counts ?? {};
+  const down = failed + recovering;
+  const lost = state.lostSince !== null;
+  const sick = lost ? "(?) " : down ? `(${down} down) ` : unhealthy ? `(${unhealthy} failing) ` : "";
+  document.title = `${sick}${title} – ${status?.fleet || "selfheal"}`;
+  const icon = lost ? "icon-lost.svg" : down ? "icon-down.svg" : unhealthy || degraded ? "icon-warn.svg" : "icon.svg";
+  if (place("icon").getAttribute("href") !== icon) place("icon").setAttribute("href", icon);
+}
+
+/** What is shown to who is not let in: a token helps, or else the application knows its users and let this one go. */
+function stranger({ bearer, message }) {
+  const sign = bearer ? { "data-sign": "in" } : { "data-sign": "again" };
+  return h("section", { class: "verdict is-unknown" }, h("h1", {}, bearer ? "Who are you?" : "You are not logged in"), h("p", {}, `${message[0].toUpperCase()}${message.slice(1)}.`),
+    h("p", { class: "acts" }, h("button", { type: "button", ...sign }, bearer ? "Sign in" : "Try again")));
+}
+
 function who() {
   if (state.problem?.status === 401) return [];
+  const known = me.scope !== null && me.name !== "loopback" && !api.token.get(); // by the application: there it is that one logs out
+  if (known) return [h("span", { class: "quiet" }, `${me.name}, ${me.scope}`)];
   if (api.token.get()) return [h("span", { class: "quiet" }, me.name ? `${me.name}, ${me.scope} ` : ""), h("button", { type: "button", "data-sign": "out" }, "Sign out")];
   const wanted = me.scope === null || me.scope === "admin" ? "" : h("button", { type: "button", "data-sign": "in" }, "Sign in");
   return [h("span", { class: "quiet" }, me.scope === "read" ? "read only " : ""), wanted];
@@ -223,6 +264,7 @@ setInterval(() => {
   if (document.hidden || state.lostSince !== null) return;
   for (const one of document.querySelectorAll("[data-ago]")) one.textContent = agoText(one.dataset.ago);
   for (const one of document.querySelectorAll("[data-left]")) one.textContent = leftText(one.dataset.left);
+  for (const one of document.querySelectorAll("[data-for]")) one.textContent = forText(one.dataset.for);
 }, 1000);
 
 // -- what people do ---------------------------------------------------------------------------------------------------
@@ -243,6 +285,8 @@ document.addEventListener("click", (event) => {
   } else if (page) {
     state.pages.set(page, (state.pages.get(page) ?? 1) + 1);
     refresh();
+  } else if (sign === "again") {
+    readmit();
   } else if (sign === "in") {
     signIn("", begin);
   } else if (sign === "out") {
@@ -280,6 +324,10 @@ const stream = api.listen({
 addEventListener("online", () => stream.again());
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) return;
+  if (state.problem?.status === 401 && !state.problem.bearer) {
+    readmit();
+    return;
+  }
   stream.again();
   refresh();
 });

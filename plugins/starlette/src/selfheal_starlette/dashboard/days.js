@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { h } from "./dom.js";
-import { link, span } from "./words.js";
+import { count, link, span } from "./words.js";
 
 const DAYS = 90;
 const LEGEND = [["up", "up"], ["degraded", "with a warning"], ["down", "with an outage"], ["planned", "maintenance"], ["unobserved", "not watched"]];
@@ -17,19 +17,20 @@ function kindOf(day) {
   return ["up", "up"];
 }
 
-const percent = (number) => (number === null || number === undefined ? "no data" : `${number.toFixed(number > 99.9 && number < 100 ? 3 : 2)} %`);
+/** A share with two places, never rounded up to all. */
+const percent = (number) => (number === null || number === undefined ? "no data" : `${(Math.floor(number * 100 + 1e-6) / 100).toFixed(2)} %`);
 
 function bars(one) {
   const days = one.days.slice(-DAYS);
-  const count = { up: 0, degraded: 0, down: 0, planned: 0, unobserved: 0 };
+  const kinds = { up: 0, degraded: 0, down: 0, planned: 0, unobserved: 0 };
   const blocks = Array.from({ length: DAYS - days.length }, () => h("i", { class: "day unobserved" })).concat(days.map((day) => {
     const [kind, words] = kindOf(day);
-    count[kind] += 1;
+    kinds[kind] += 1;
     const share = kind === "down" ? Math.max(1, Math.min(4, Math.ceil((day.down_seconds / day.observed_seconds) * 20))) : "";
     return h("i", { class: `day ${kind}`, "data-share": share, title: `${day.date}: ${words}` });
   }));
-  const words = [["up", "up"], ["degraded", "with a warning"], ["down", "with an outage"], ["planned", "in maintenance"]].filter(([kind]) => count[kind]).map(([kind, said]) => `${count[kind]} days ${said}`);
-  return h("div", { class: "bars", role: "img", "aria-label": `Of the last ${DAYS} days: ${[...words, `${DAYS - days.length + count.unobserved} not watched`].join(", ")}` }, blocks);
+  const words = [["up", "up"], ["degraded", "with a warning"], ["down", "with an outage"], ["planned", "in maintenance"]].filter(([kind]) => kinds[kind]).map(([kind, said]) => `${count(kinds[kind], "day")} ${said}`);
+  return h("div", { class: "bars", role: "img", "aria-label": `Of the last ${DAYS} days: ${[...words, `${DAYS - days.length + kinds.unobserved} not watched`].join(", ")}` }, blocks);
 }
 
 export default {
@@ -47,10 +48,13 @@ export default {
       h("h1", { class: "title" }, divided ? "The last 90 days" : "Since recording began"),
       divided ? h("p", { class: "quiet legend" }, LEGEND.map(([kind, words]) => h("span", {}, h("i", { class: `day ${kind}`, "data-share": 4 }), words)))
         : h("p", { class: "quiet" }, "This server does not say how each day went; these are its numbers over all that is recorded."),
+      divided && known.length ? h("p", { class: "quiet scale", "aria-hidden": "true" }, h("span", {}, `${DAYS} days ago`), h("span", {}, "today")) : "",
       h("ul", { class: "days" }, known.map((name) => {
         const one = data.services[name];
         return h("li", { "data-key": name }, h("b", {}, link(name)), one.days ? bars(one) : "",
-          h("span", {}, percent(one.uptime_percentage), h("span", { class: "quiet" }, ` up${one.coverage === null ? "" : `, watched ${percent(one.coverage * 100)}`}, ${one.incidents} ${one.incidents === 1 ? "failure" : "failures"}`)));
+          h("span", {}, h("b", { class: "share" }, percent(one.uptime_percentage)), h("span", { class: "quiet" }, [
+            one.uptime_percentage === null ? "" : " up", `, ${count(one.incidents, "failure")}`,
+            one.coverage !== null && one.coverage < 0.99 ? `, watched ${Math.floor(one.coverage * 100)} % of the time` : ""])));
       })),
       known.length ? "" : h("p", { class: "quiet" }, "Nothing is recorded yet."),
     ];

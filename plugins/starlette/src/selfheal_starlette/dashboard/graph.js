@@ -4,7 +4,10 @@ import { get } from "./api.js";
 import { h, s } from "./dom.js";
 import { DOWN, TROUBLE, link, shape } from "./words.js";
 
-const WIDE = 168;
+const LETTER = 8.6; // px of a letter of a name, which may be bold, at most on average
+const ROOM = 44; // px beside a name
+const LEAST = 120; // px of a box
+const MOST = 300;
 const TALL = 34;
 const GAP = 12;
 const LANE = 76;
@@ -77,12 +80,17 @@ function drawing({ services, edges }, status) {
   const tall = (name) => (column.has(name) ? TALL : TALL / 3) + GAP;
   const heights = columns.map((some) => some.reduce((sum, name) => sum + tall(name), 0));
   const height = Math.max(0, ...heights) + GAP;
-  const width = columns.length * (WIDE + LANE) - LANE + 2 * GAP;
+  const wide = columns.map((some) => {
+    const longest = Math.max(...some.filter((name) => column.has(name)).map((name) => name.length));
+    return Math.round(Math.min(MOST, Math.max(LEAST, longest * LETTER + ROOM)));
+  });
+  const lefts = wide.map((_, x) => GAP + wide.slice(0, x).reduce((sum, one) => sum + one + LANE, 0));
+  const width = lefts.at(-1) + wide.at(-1) + GAP;
   const at = new Map();
   columns.forEach((some, x) => {
     let y = GAP + (height - GAP - heights[x]) / 2;
     for (const name of some) {
-      at.set(name, { x: GAP + x * (WIDE + LANE), y, middle: y + (tall(name) - GAP) / 2 });
+      at.set(name, { x: lefts[x], wide: wide[x], y, middle: y + (tall(name) - GAP) / 2 });
       y += tall(name);
     }
   });
@@ -92,17 +100,18 @@ function drawing({ services, edges }, status) {
       const kind = edge.needs.length > 1 ? "any" : edge.kind;
       const d = chain.slice(1).map((name, place) => {
         const [from, to] = [at.get(chain[place]), at.get(name)];
-        const [x1, x2, bend] = [from.x + WIDE, to.x, Math.max(LANE / 2, (to.x - from.x - WIDE) / 2)];
+        const [x1, x2, bend] = [from.x + from.wide, to.x, Math.max(LANE / 2, (to.x - from.x - from.wide) / 2)];
         return `${place ? "L" : "M"}${x1} ${from.middle}C${x1 + bend} ${from.middle} ${x2 - bend} ${to.middle} ${x2} ${to.middle}`;
       });
       return s("path", { "data-key": `${parent} ${edge.service}`, class: `edge ${kind}${hurt ? " hurt" : ""}`, d: d.join("") });
     }),
-    [...at].filter(([name]) => column.has(name)).map(([name, { x, y }]) => {
+    [...at].filter(([name]) => column.has(name)).map(([name, { x, y, wide: width }]) => {
       const state = states.get(name);
       const hangs = lines.get(name)?.root && lines.get(name).root !== name;
-      const words = name.length > 19 ? `${name.slice(0, 18)}…` : name;
+      const letters = Math.floor((width - ROOM) / LETTER);
+      const words = name.length > letters ? `${name.slice(0, letters - 1)}…` : name;
       return s("a", { href: `#/service/${encodeURIComponent(name)}`, "data-key": name, class: `node is-${state}${TROUBLE.has(state) || hangs ? " troubled" : ""}`, "aria-label": `${name}: ${state}` },
-        s("title", {}, `${name}: ${state}`), s("rect", { x, y, width: WIDE, height: TALL, rx: 7 }),
+        s("title", {}, `${name}: ${state}`), s("rect", { x, y, width, height: TALL, rx: 7 }),
         s("svg", { x: x + 9, y: y + 9, width: 16, height: 16, viewBox: "0 0 16 16", class: "icon" }, shape(state)), s("text", { x: x + 32, y: y + 22 }, words));
     })) : "", alone];
 }

@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { button } from "./acts.js";
 import { h } from "./dom.js";
-import { badge, clock, icon, link, sentence, span, toneOf } from "./words.js";
+import { badge, clock, icon, lasting, link, sentence, span, toneOf } from "./words.js";
 
 const PAGE = 50;
 
@@ -16,7 +16,8 @@ const asked = (pages, name) => Math.min(1000, PAGE * (pages.get(name) ?? 1));
 export function records(some, { more = "", own = "" } = {}) {
   if (!some.length) return empty("Nothing is recorded.");
   return [
-    h("ol", { class: "records" }, some.map((one) => h("li", { "data-key": one.seq, class: `is-${toneOf(one)}` }, icon(toneOf(one)), clock(one.time, true),
+    h("ol", { class: "records" }, some.map((one, at) => h("li", { "data-key": one.seq, class: `is-${toneOf(one)}` }, icon(toneOf(one)),
+      h("span", {}, h("span", { class: at && one.time.slice(0, 19) === some[at - 1].time.slice(0, 19) ? "unseen" : "" }, clock(one.time, true))),
       h("span", {}, one.service && one.service !== own ? [h("b", {}, link(one.service)), " "] : "", sentence(one))))),
     further(more),
   ];
@@ -49,7 +50,7 @@ export const incidents = {
       h("tr", { role: "row", "data-key": one.incident, class: one.open ? "troubled" : "" },
         h("th", { role: "rowheader", scope: "row" }, h("a", { href: `#/incident/${one.incident}` }, `${one.incident} ${one.root}`)),
         cell("State", one.open ? badge("failed", "open") : one.merged_into ? badge("disabled", `part of ${one.merged_into}`) : badge("healthy", "over")),
-        cell("Began", clock(one.opened)), cell("Lasted", one.open ? "" : span(one.duration_seconds)),
+        cell("Began", clock(one.opened)), cell("Lasted", one.open ? lasting(one.opened) : span(one.duration_seconds)),
         cell("Done", tally(one.actions)), cell("Services", names(one.members))))) : empty("No incident so far."),
     further(data.next !== null ? "incidents" : ""),
   ],
@@ -62,9 +63,9 @@ export const incident = {
   draw: ({ data }) => [
     h("section", { class: `verdict is-${data.open ? "failed" : "healthy"}`, "aria-label": "The incident" },
       h("h1", {}, icon(data.open ? "failed" : "healthy"), h("span", {}, `Incident ${data.incident}: ${data.root}`)),
-      h("p", { class: "lead" }, data.open ? "Open since " : "Began ", clock(data.opened, true), data.open ? "." : data.merged_into ? `, and is part of incident ${data.merged_into}.` : [`, over after ${span(data.duration_seconds)}`, data.because ? ` (${data.because})` : "", "."],
-        data.detection_seconds !== null ? ` From the first failing check to its confirmation it took ${span(data.detection_seconds)}.` : "",
-        data.relapses ? ` It relapsed ${data.relapses} times.` : ""),
+      h("p", { class: "lead" }, data.open ? "Open since " : "Began ", clock(data.opened, true), data.open ? [", for ", lasting(data.opened), "."] : data.merged_into ? `, and is part of incident ${data.merged_into}.` : [`, over after ${span(data.duration_seconds)}`, data.because ? ` (${data.because})` : "", "."],
+        data.detection_seconds === null ? "" : data.detection_seconds < 1 ? " It was confirmed at once." : ` It was confirmed ${span(data.detection_seconds)} after the first failing check.`,
+        data.relapses ? ` It relapsed ${data.relapses === 1 ? "once" : `${data.relapses} times`}.` : ""),
       h("p", {}, "Services: ", names(data.members), ". Done: ", tally(data.actions), "."),
       data.open ? h("p", { class: "acts" }, button("acknowledge", { service: data.root })) : ""),
     h("h2", {}, "What happened, in order"),
@@ -72,24 +73,32 @@ export const incident = {
   ],
 };
 
+const RANK = ["critical", "high", "medium", "low"];
 const SEVERITY = { critical: "failed", high: "unhealthy", medium: "degraded", low: "unknown" };
 
 export const alerts = {
   title: "Alerts",
   async load({ pages }) {
     const [open, all] = await Promise.all([get("alerts?state=open&limit=200"), get(`alerts?state=all&limit=${asked(pages, "alerts")}`)]);
+    open.alerts.sort((a, b) => RANK.indexOf(a.severity) - RANK.indexOf(b.severity)); // within one severity as they come
     return { alerts: [...open.alerts, ...all.alerts.filter((one) => !one.open)], next: all.next };
   },
   draw({ data }) {
     const some = data.alerts;
+    const offered = new Set(); // an acknowledgement is about a service, whatever it has alerts of
+    const offer = (one) => {
+      if (!one.open || !one.service || one.acknowledged_by || offered.has(one.service)) return "";
+      offered.add(one.service);
+      return button("acknowledge", { service: one.service });
+    };
     return [
       heading("Alerts", "What people were told, or would have been. Open ones first."),
-      some.length ? table("Alerts", ["About", "Severity", "What", "Opened", "State", "You"], some.map((one) =>
+      some.length ? table("Alerts", ["About", "Severity", "What", "Opened", "State", "What you may do"], some.map((one) =>
         h("tr", { role: "row", "data-key": one.alert, class: one.open ? "troubled" : "" },
           h("th", { role: "rowheader", scope: "row" }, one.service ? link(one.service) : "the fleet"),
-          cell("Severity", badge(one.open ? SEVERITY[one.severity] : "disabled", one.severity)), cell("What", one.text, h("span", { class: "quiet" }, ` ${one.rule}`)), cell("Opened", clock(one.opened)),
+          cell("Severity", badge(one.open ? SEVERITY[one.severity] : "disabled", one.severity)), cell("What", one.text, h("span", { class: "why" }, one.rule)), cell("Opened", clock(one.opened)),
           cell("State", one.resolved ? ["resolved ", clock(one.resolved)] : one.acknowledged_by ? `acknowledged by ${one.acknowledged_by}` : "open"),
-          cell("You", one.open && one.service && !one.acknowledged_by ? button("acknowledge", { service: one.service }) : "")))) : empty("No alert so far."),
+          cell("You", offer(one))))) : empty("No alert so far."),
       further(data.next !== null ? "alerts" : ""),
     ];
   },

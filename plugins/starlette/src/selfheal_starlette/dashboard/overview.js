@@ -3,15 +3,28 @@
 import { get, seg } from "./api.js";
 import { button, may } from "./acts.js";
 import { h } from "./dom.js";
-import { DOWN, HOLDS, STATES, TROUBLE, ago, badge, clock, count, icon, left, link, plan, span } from "./words.js";
+import { DOWN, HOLDS, STATES, TROUBLE, ago, badge, clock, count, downSince, icon, lasting, left, link, plan, span, timed } from "./words.js";
 
 const TOLD = 4; // stories under the sentence
 
+/** What a service that is not well goes back to: what it waits for, or what it went down with, as long as that is down. */
+function headOf(line, lines) {
+  const seen = new Set([line]);
+  for (let at = line; ;) {
+    const next = [lines.get(at.root), lines.get(/^waiting-for:(.*)/s.exec(at.reason)?.[1])].find((one) => one && DOWN.has(one.state) && !seen.has(one));
+    if (!next) return at;
+    seen.add(next);
+    at = next;
+  }
+}
+
+const byName = (services) => new Map(services.map((line) => [line.service, line]));
+
 /** What is worst first, and under each service what went down with it. */
 function byTrouble(services) {
-  const lines = new Map(services.map((line) => [line.service, line]));
+  const lines = byName(services);
   const keyed = services.map((line) => {
-    const head = lines.get(line.root) ?? line;
+    const head = headOf(line, lines);
     return { line, key: [DOWN.has(head.state) ? 0 : STATES.indexOf(head.state), head.service, line === head ? 0 : 1, STATES.indexOf(line.state), line.service] };
   });
   const order = (a, b) => {
@@ -22,7 +35,10 @@ function byTrouble(services) {
 }
 
 /** Those that are down by themselves: what hangs on another is told with it. */
-const roots = (services) => services.filter((line) => DOWN.has(line.state) && (!line.root || line.root === line.service));
+function roots(services) {
+  const lines = byName(services);
+  return services.filter((line) => DOWN.has(line.state) && headOf(line, lines) === line);
+}
 
 /** The state of the whole fleet in one sentence. */
 export function headline({ counts, services }) {
@@ -33,7 +49,8 @@ export function headline({ counts, services }) {
   const tell = (number, one, many) => {
     if (number) parts.push(`${number}${parts.length ? "" : ` of ${count(all, "service")}`} ${number === 1 ? one : many}`);
   };
-  tell(down, "is down", "are down");
+  const busy = counts.recovering && !counts.failed ? " and being repaired" : "";
+  tell(down, `is down${busy}`, `are down${busy}`);
   tell(counts.unhealthy, "is failing, not confirmed yet", "are failing, not confirmed yet");
   tell(counts.degraded, "serves with a warning", "serve with a warning");
   if (parts.length) {
@@ -45,42 +62,78 @@ export function headline({ counts, services }) {
   return { tone: counts.healthy ? "healthy" : "unknown", text: `${counts.healthy} of ${count(all, "service")} ${counts.healthy === 1 ? "is" : "are"} healthy; ${rest.join(", ")}.` };
 }
 
-function story(line, services, more) {
-  const with_ = services.filter((one) => one.root === line.service && one.service !== line.service && one.state !== "healthy");
+const IS = { failed: "down", recovering: "down", unhealthy: "failing", degraded: "with a warning" };
+
+/** The buttons for who is asked about a service; nothing where nobody is. */
+function choices(asked) {
+  const about = { service: asked.service };
+  return asked.action === "manual_intervention" ? button("acknowledge", about) : [button("approve", about), button("refuse", about)];
+}
+
+/** Who has taken it on, as far as people said so. */
+function hands(more) {
+  const who = [...new Set((more?.alerts ?? []).map((one) => one.acknowledged_by).filter(Boolean))];
+  return who.length ? `${who.join(" and ")} ${who.length === 1 ? "sees" : "see"} to it` : "";
+}
+
+function followers(line, services) {
+  const lines = byName(services);
+  const with_ = services.filter((one) => one !== line && one.state !== "healthy" && headOf(one, lines) === line);
+  if (!with_.length) return "";
   const names = with_.slice(0, 3).flatMap((one, place) => [place ? ", " : "", link(one.service)]);
   const others = with_.length > 3 ? ` and ${with_.length - 3} more` : "";
   const waits = with_.some((one) => one.reason.startsWith("waiting-for:"));
-  return h("li", { "data-key": line.service },
-    h("span", { class: `is-${line.state}` }, icon(line.state)), " ",
-    h("strong", {}, link(line.service)), ": ", plan(line, more), ", since ", clock(line.since),
-    names.length ? ["; ", names, others, waits ? (with_.length === 1 ? " waits for it" : " wait for it") : " went down with it"] : "", ".",
-    line.summary ? h("span", { class: "why" }, line.summary) : "");
+  return [names, others, waits ? (with_.length === 1 ? " waits for it" : " wait for it") : " went down with it"];
+}
+
+/** One trouble: what it is and since when, what it says, and beside it what selfheal does and who is asked. */
+function story(line, { status, more, approvals }) {
+  const long = more.get(line.service);
+  const since = downSince(line, status, long);
+  const asked = approvals.find((one) => one.service === line.service);
+  const skipped = asked?.skipped_at ? ["passed over ", left(asked.skipped_at), " if nobody answers"] : "";
+  const notes = [followers(line, status.services), skipped, hands(long)].filter((one) => one.length);
+  return h("li", { "data-key": line.service, class: `is-${line.state}` }, icon(line.state),
+    h("p", { class: "what" }, h("strong", {}, link(line.service)), ` ${IS[line.state] ?? line.state} since `, clock(since), ", for ", lasting(since),
+      line.summary ? h("span", { class: "why" }, line.summary) : ""),
+    h("p", { class: "does" }, h("span", { class: "unseen" }, "selfheal: "), plan(line, long),
+      notes.length ? h("span", { class: "why" }, notes.flatMap((one, place) => [place ? "; " : "", one])) : ""),
+    asked ? h("p", { class: "choices" }, choices(asked)) : "");
+}
+
+/** Which services have a story: those that are down by themselves, or else whatever is not well. */
+function told({ services }) {
+  const down = byTrouble(roots(services));
+  return down.length ? down : byTrouble(services.filter((line) => TROUBLE.has(line.state)));
 }
 
 function verdict(state) {
-  const { status, more } = state;
-  const { tone, text } = headline(status);
-  let told = byTrouble(roots(status.services));
-  if (!told.length) told = byTrouble(status.services.filter((line) => TROUBLE.has(line.state)));
-  const rest = told.length - TOLD;
+  const { tone, text } = headline(state.status);
+  const some = told(state.status);
+  const rest = some.length - TOLD;
   return h("section", { class: `verdict is-${tone}`, "aria-label": "How the fleet is" },
     h("h1", {}, icon(tone), h("span", {}, text)),
-    told.length ? h("ul", { class: "stories" }, told.slice(0, TOLD).map((line) => story(line, status.services, more.get(line.service)))) : "",
+    holds(state.status),
+    some.length ? h("ul", { class: "stories" }, some.slice(0, TOLD).map((line) => story(line, state))) : "",
     rest > 0 ? h("p", { class: "quiet" }, `and ${rest} more below.`) : "");
+}
+
+/** What holds back everything comes before what each service does. */
+function holds(status) {
+  const found = status.holds.map((one) => h("li", { class: "is-unhealthy", "data-key": `hold ${one.hold}` }, icon("unhealthy"),
+    h("p", {}, h("strong", {}, `Nothing automatic happens (${one.hold}). `), `${HOLDS[one.hold] ?? one.hold}. `, h("span", { class: "quiet" }, one.evidence)),
+    one.hold === "journal" ? "" : button("release", { hold: one.hold })));
+  return found.length ? h("ul", { class: "notices" }, found) : "";
 }
 
 function notices({ status, approvals }) {
   const found = [];
-  for (const one of status.holds) {
-    found.push(h("li", { class: "is-unhealthy", "data-key": `hold ${one.hold}` }, icon("unhealthy"),
-      h("p", {}, h("strong", {}, `Nothing automatic happens (${one.hold}). `), `${HOLDS[one.hold] ?? one.hold}. `, h("span", { class: "quiet" }, one.evidence)),
-      one.hold === "journal" ? "" : button("release", { hold: one.hold })));
-  }
-  for (const one of approvals) {
+  const above = new Set(told(status).slice(0, TOLD).map((line) => line.service));
+  for (const one of approvals.filter(({ service }) => !above.has(service))) {
     found.push(h("li", { class: "is-degraded", "data-key": `approval ${one.service}` }, icon("degraded"),
       h("p", {}, h("strong", {}, link(one.service), one.action === "manual_intervention" ? " needs a person. " : ` asks whether to ${one.action ?? "go on"}. `),
         "Asked ", ago(one.asked), one.skipped_at ? ["; skipped ", left(one.skipped_at)] : "", "."),
-      one.action === "manual_intervention" ? button("acknowledge", { service: one.service }) : [button("approve", { service: one.service }), button("refuse", { service: one.service })]));
+      choices(one)));
   }
   for (const one of status.suppressions) {
     const about = one.everything ? "the whole fleet" : one.services.flatMap((name, place) => [place ? ", " : "", link(name)]);
@@ -89,7 +142,7 @@ function notices({ status, approvals }) {
         one.until ? [", until ", clock(one.until)] : ", until somebody ends it", ". ", h("span", { class: "quiet" }, `${one.actor}: ${one.reason}`)),
       button("lift", { suppression: one.suppression })));
   }
-  return found.length ? h("section", { "aria-label": "What is held back or waits" }, h("ul", { class: "notices" }, found)) : "";
+  return found.length ? h("section", { "aria-label": "What waits, or is left alone" }, h("ul", { class: "notices" }, found)) : "";
 }
 
 function filters({ status, filter }) {
@@ -104,16 +157,23 @@ function filters({ status, filter }) {
 
 const COLUMNS = ["Service", "State", "Since", "What selfheal is doing", "Last result"];
 
-function row(line, more, next) {
-  const words = plan(line, more);
-  const why = line.detail !== line.summary && !line.reason.startsWith("waiting-for:") ? line.detail : "";
+/** What its last check said, and what else there is to say of the reason, each once. */
+function because(line) {
+  const known = line.state === "failed" ? /^(waiting-for:|held:approval|escalated|backoff)/.test(line.reason) : line.state === "recovering";
+  return [line.summary, known || line.detail === line.summary || line.reason === `held:${line.detail}` ? "" : timed(line.detail)].filter(Boolean).join(" · ");
+}
+
+function row(line, status, more, next) {
+  const why = because(line);
+  const open = TROUBLE.has(line.state);
+  const since = downSince(line, status, more);
   const cell = (label, ...children) => h("td", { role: "cell", "data-label": label }, children);
-  return h("tr", { role: "row", "data-key": line.service, class: TROUBLE.has(line.state) ? "troubled" : "" },
+  return h("tr", { role: "row", "data-key": line.service, class: open ? "troubled" : line.state === "unknown" ? "open" : "" },
     h("th", { role: "rowheader", scope: "row" }, link(line.service)),
     cell("State", badge(line.state)),
-    cell("Since", clock(line.since)),
-    cell("Doing", words, line.summary || why ? h("span", { class: "why" }, [line.summary, why].filter(Boolean).join(" · ")) : ""),
-    cell("Last result", line.last_check ? [line.last_verdict ?? "", line.latency_seconds !== null ? h("span", { class: "took" }, `, ${span(line.latency_seconds)}, `) : ", ", ago(line.last_check)] : "none yet"),
+    cell("Since", clock(since), open ? h("span", { class: "why" }, lasting(since)) : ""),
+    cell("Doing", plan(line, more), why ? h("span", { class: "why" }, why) : ""),
+    cell("Last result", line.last_check ? [line.last_verdict ?? "undecided", ", ", h("span", { class: "took" }, line.latency_seconds !== null ? `${span(line.latency_seconds)}, ` : "", ago(line.last_check))] : "none yet"),
     next ? cell("Next check", line.next_check ? left(line.next_check) : "none") : "");
 }
 
@@ -127,8 +187,8 @@ function table({ status, filter, more }) {
   const titled = groups.every(([, some]) => some.length);
   const bodies = groups.filter(([, some]) => some.length).map(([title, some]) =>
     h("tbody", { role: "rowgroup", "data-key": title },
-      titled ? h("tr", { role: "row", class: "group", "data-key": "" }, h("th", { role: "columnheader", colspan: columns.length, scope: "rowgroup" }, `${title} (${some.length})`)) : "",
-      some.map((line) => row(line, more.get(line.service), next))));
+      titled ? h("tr", { role: "row", class: "group", "data-key": "" }, h("th", { role: "columnheader", colspan: COLUMNS.length, scope: "rowgroup" }, `${title} (${some.length})`), next ? h("td", { role: "cell" }) : "") : "",
+      some.map((line) => row(line, status, more.get(line.service), next))));
   return [
     h("table", { class: "fleet", role: "table", "aria-label": "Services" },
       h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map((name) => h("th", { role: "columnheader", scope: "col" }, name)))), bodies),
@@ -136,11 +196,25 @@ function table({ status, filter, more }) {
   ];
 }
 
+/** The long answer about a service, with the time until which what is held is held. */
+async function longer(line) {
+  const at = `services/${seg(line.service)}`;
+  try {
+    const held = /^held:(budget|cooldown|flapping|maintenance|paused)$/.test(line.reason);
+    const [one, explain] = await Promise.all([get(at), held ? get(`${at}/explain`) : null]);
+    const ends = (explain?.guards ?? []).filter((guard) => guard.holds && guard.reason === line.reason && guard.until).map((guard) => guard.until);
+    return { ...one, until: ends.sort().at(-1) ?? null };
+  } catch (problem) {
+    if (problem.status === undefined) throw problem;
+    return null; // it says less then
+  }
+}
+
 export default {
   title: "Overview",
   async load({ status, more }) {
-    const wanted = byTrouble(roots(status.services)).slice(0, TOLD);
-    const found = await Promise.all(wanted.map((line) => get(`services/${seg(line.service)}`).catch(() => null)));
+    const wanted = told(status).slice(0, TOLD).filter((line) => DOWN.has(line.state));
+    const found = await Promise.all(wanted.map(longer));
     more.clear();
     for (const one of found) if (one) more.set(one.service, one);
   },

@@ -4,7 +4,11 @@ import { get, seg } from "./api.js";
 import { button } from "./acts.js";
 import { h } from "./dom.js";
 import { records } from "./lists.js";
-import { DOWN, ago, badge, clock, icon, left, link, plan, second, span } from "./words.js";
+import { draw, spells, timeline } from "./timeline.js";
+import { DOWN, TROUBLE, ago, clock, downSince, icon, lasting, left, link, plan, span, timed } from "./words.js";
+
+const KNOWN = 100; // records that are asked for, so that the states of the last hour are known too
+const SHOWN = 25; // records that are listed, until more are asked for
 
 function acts(line, status) {
   const about = { service: line.service };
@@ -39,7 +43,7 @@ function why(explain) {
   const lets = explain.guards.filter((guard) => !guard.holds);
   return h("section", { "data-key": "why", "aria-labelledby": "why" }, h("h2", { id: "why" }, title), first,
     holding.length ? h("ul", { class: "guards" }, holding.map((guard) => h("li", { "data-key": guard.guard },
-      h("strong", {}, guard.guard.replaceAll("_", " ")), guard.detail ? `: ${guard.detail}` : "",
+      h("strong", {}, guard.guard.replaceAll("_", " ")), guard.detail ? `: ${timed(guard.detail)}` : "",
       guard.until ? ["; until ", clock(guard.until, true), " (", left(guard.until), ")"] : "", h("span", { class: "quiet" }, ` ${guard.about}`)))) : "",
     explain.next_step && explain.state !== "healthy" ? h("p", {}, "Next step: ", h("b", {}, explain.next_step), ".") : "",
     lets.length ? h("details", {}, h("summary", {}, holding.length ? `${lets.length} other guards let it act` : `${lets.length} guards let it act`),
@@ -88,41 +92,6 @@ function numbers(one) {
     h("dl", {}, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))));
 }
 
-function chart(samples) {
-  const last = samples.at(-1);
-  const words = samples.length ? `${samples.length} results of the last hour, the last took ${span(last[1] / 1000)}.` : "No result within the last hour.";
-  return h("section", { "data-key": "chart", "aria-labelledby": "latency" }, h("h2", { id: "latency" }, "Latency"),
-    h("div", { id: "chart", "data-keep": true, "data-key": "chart", role: "img", "aria-label": "Latency of each check over time" }), h("p", { class: "quiet" }, words));
-}
-
-let plot = null;
-let plotted = null;
-
-function drawChart(samples) {
-  const room = document.getElementById("chart");
-  if (!room || !window.uPlot) return;
-  const data = [samples.map(([at]) => at), samples.map(([, took]) => took)];
-  if (plotted === room) {
-    if (plot.width !== room.clientWidth) plot.setSize({ width: room.clientWidth, height: 160 });
-    if (plot.data[0].length !== data[0].length || plot.data[0].at(-1) !== data[0].at(-1)) plot.setData(data);
-    return;
-  }
-  const style = getComputedStyle(document.documentElement);
-  const ink = () => getComputedStyle(document.documentElement).getPropertyValue("--quiet");
-  const axis = { stroke: ink, grid: { stroke: () => getComputedStyle(document.documentElement).getPropertyValue("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui" };
-  plot?.destroy();
-  plotted = room;
-  plot = new window.uPlot({
-    width: room.clientWidth, height: 160, legend: { show: false }, cursor: { y: false, drag: { x: false, y: false } },
-    scales: { y: { range: (_, low, high) => [0, (high || 1) * 1.15] } },
-    axes: [{ ...axis, space: 90, values: (_, ticks) => ticks.map((tick) => second.format(tick * 1000)) }, { ...axis, size: 64, values: (_, ticks) => ticks.map((tick) => `${tick} ms`) }],
-    series: [{}, { stroke: style.getPropertyValue("--accent"), width: 2, points: { show: samples.length < 60, size: 4 } }],
-  }, data, room);
-}
-
-addEventListener("resize", () => plotted?.isConnected && plot.setSize({ width: plotted.clientWidth, height: 160 }));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => plotted?.isConnected && plot.redraw());
-
 const numbered = { service: "", at: 0, answer: null };
 
 /** Statistics read the whole journal: not at every record. */
@@ -139,34 +108,41 @@ export default {
   named: ({ param }) => param,
   async load({ param, pages }) {
     const at = `services/${seg(param)}`;
-    const limit = Math.min(1000, 25 * (pages.get("history") ?? 1));
+    const most = Math.min(1000, SHOWN * (pages.get("history") ?? 1));
+    const limit = Math.max(KNOWN, most);
     const [one, explain, history, incidents, stats, results] = await Promise.all([
       get(at), get(`${at}/explain`), get(`${at}/history?limit=${limit}`), get(`incidents?service=${seg(param)}&limit=10`), statistics(param), get(`${at}/results?limit=1000`)]);
-    const samples = results.results.map((each) => [Date.parse(each.time) / 1000, each.latency_seconds * 1000]).reverse();
-    return { samples, one, explain, history, incidents: incidents.incidents, stats };
+    const samples = results.results.filter((each) => each.latency_seconds !== null).reverse();
+    const [begin, end] = [samples[0], samples.at(-1)].map((each) => (each ? Date.parse(each.time) / 1000 : 0));
+    const drawn = { samples, states: spells(history.records, one, begin, end) };
+    const more = history.next !== null || history.records.length > most;
+    return { drawn, one, explain, history: history.records.slice(0, most), more, incidents: incidents.incidents, stats };
   },
   draw(state) {
-    const { one, explain, history, incidents, stats } = state.data;
+    const { one, explain, history, more, incidents, stats } = state.data;
     const line = one;
-    const words = plan(line, one);
+    const words = plan(line, { ...one, until: null });
+    const since = downSince(line, state.status, one);
+    const summary = line.summary || (line.detail && !words.includes?.(line.detail) ? line.detail : "");
     const needs = one.policy.depends_on.map((each) => each.services.flatMap((name, at) => [at ? " or " : "", link(name)]));
     return [
       h("section", { class: `verdict is-${line.state}`, "data-key": "verdict", "aria-label": "How it is" },
         h("h1", {}, icon(line.state), h("span", {}, line.service)),
-        h("p", { class: "lead" }, badge(line.state), words ? [": ", words] : "", ", since ", clock(line.since, true), ".", line.summary ? ` ${line.summary}` : ""),
+        h("p", { class: "lead" }, h("strong", { class: `badge is-${line.state}` }, line.state), " since ", clock(since, true), TROUBLE.has(line.state) ? [", for ", lasting(since)] : "", summary ? `: ${summary}` : ""),
+        words ? h("p", { class: "lead does" }, words) : "",
         h("p", { class: "quiet" }, `${one.policy.priority} priority, checked every ${span(one.policy.interval)} by ${one.check ?? "a check"}`,
           needs.length ? ["; needs ", needs.flatMap((each, at) => [at ? ", " : "", each])] : "",
           line.next_check ? ["; next check ", left(line.next_check)] : "", "."),
         acts(line, state.status)),
       h("div", { class: "halves", "data-key": "halves" },
-        h("div", {}, why(explain), ladder(line, one, explain), chart(state.data.samples)),
+        h("div", {}, why(explain), ladder(line, one, explain), timeline(state.data.drawn)),
         h("div", {}, result(line, one.evidence), numbers(stats),
           h("section", { "data-key": "incidents", "aria-labelledby": "its" }, h("h2", { id: "its" }, "Incidents"),
             incidents.length ? h("ul", { class: "plain" }, incidents.map((each) => h("li", { "data-key": each.incident },
               icon(each.open ? "failed" : "healthy"), " ", h("a", { href: `#/incident/${each.incident}` }, `Incident ${each.incident}`), each.root !== state.param ? [" of ", link(each.root)] : "", ", ", clock(each.opened), ", ",
               each.open ? "open" : `over after ${span(each.duration_seconds)}`))) : h("p", { class: "quiet" }, "None so far.")))),
-      h("section", { "data-key": "history", "aria-labelledby": "history" }, h("h2", { id: "history" }, "What has happened"), records(history.records, { more: history.next !== null ? "history" : "", own: state.param })),
+      h("section", { "data-key": "history", "aria-labelledby": "history" }, h("h2", { id: "history" }, "What has happened"), records(history, { more: more ? "history" : "", own: state.param })),
     ];
   },
-  after: ({ data }) => drawChart(data.samples),
+  after: ({ data }) => draw(data.drawn),
 };

@@ -26,7 +26,7 @@ export const badge = (state, word = state) => h("span", { class: `badge is-${sta
 
 export const count = (number, thing) => {
   if (number === 1) return `1 ${thing}`;
-  return `${number} ${thing.endsWith("y") ? `${thing.slice(0, -1)}ies` : `${thing}s`}`;
+  return `${number} ${/[^aeiou]y$/.test(thing) ? `${thing.slice(0, -1)}ies` : `${thing}s`}`;
 };
 
 // -- times ------------------------------------------------------------------------------------------------------------
@@ -58,6 +58,12 @@ export function span(seconds) {
   return parts.slice(0, 2).join(" ");
 }
 
+/** Seconds as a person says them who looks at a clock: from two minutes on without what ticks. */
+const about = (seconds) => span(seconds < 120 ? Math.floor(seconds) : seconds < 86400 ? Math.floor(seconds / 60) * 60 : Math.floor(seconds / 3600) * 3600);
+
+/** A detail of ours with its window said as a person says it: "3 in 3600 s" is 3 in 1 h. */
+export const timed = (detail) => detail.replace(/\b(\d+) s$/, (_, seconds) => span(Number(seconds)));
+
 const hour = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 export const second = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
@@ -77,15 +83,18 @@ export const clock = (iso, fine = false) => iso && h("time", { datetime: iso, ti
 
 export const agoText = (iso) => {
   const seconds = (now() - Date.parse(iso)) / 1000;
-  return seconds < 1.5 ? "just now" : `${span(seconds)} ago`;
+  return seconds < 1.5 ? "just now" : `${about(seconds)} ago`;
 };
 export const leftText = (iso) => {
   const seconds = (Date.parse(iso) - now()) / 1000;
-  return seconds < 1 ? "now" : `in ${span(seconds)}`;
+  return seconds < 1 ? "now" : `in ${about(seconds)}`;
 };
 
-/** How long ago, kept right by the page's own tick; and how long until. */
+export const forText = (iso) => about(Math.max(1, (now() - Date.parse(iso)) / 1000));
+
+/** How long ago, kept right by the page's own tick; how long until; and for how long. */
 export const ago = (iso) => iso && h("time", { class: "age", datetime: iso, title: utc(iso), "data-ago": iso }, agoText(iso));
+export const lasting = (iso) => iso && h("time", { class: "age", datetime: iso, title: `since ${utc(iso)}`, "data-for": iso }, forText(iso));
 export const left = (iso) => iso && h("time", { class: "age", datetime: iso, title: utc(iso), "data-left": iso }, leftText(iso));
 
 // -- what is being done -----------------------------------------------------------------------------------------------
@@ -104,7 +113,6 @@ const HELD = {
   maintenance: "nothing is done during maintenance",
   observe: "only watched: nothing is ever done",
   budget: "held back, because enough was repaired for now",
-  approval: "waiting for a person to approve the next step",
   slot: "waiting for its turn: enough repairs run at once",
   journal: "held back, because decisions cannot be stored",
   workload: "held back, because it is not certain what runs",
@@ -112,12 +120,21 @@ const HELD = {
   cooldown: "waiting, because this step ran a moment ago",
 };
 
+const DEGRADED = { slow: "serving, but slower than it should be", unsteady: "serving, but not steadily" };
+
+/** Since when it is down: each attempt begins a state, but not what people call the outage. */
+export function downSince(line, { incidents }, more) {
+  if (!DOWN.has(line.state)) return line.since;
+  const own = line.root === line.service ? incidents.find((one) => one.incident === line.incident) : null;
+  return (own ?? more?.alerts.find((one) => one.rule === "failed"))?.since ?? line.since;
+}
+
 /** What selfheal is doing about a service, in a few words. `more` is the long answer about it, if there is one. */
 export function plan(line, more) {
   switch (line.state) {
     case "disabled": return "switched off, not watched";
     case "unknown": return "no result yet";
-    case "degraded": return "serving, with a warning";
+    case "degraded": return DEGRADED[line.reason] ?? "serving, with a warning";
     case "unhealthy": return "failing, not confirmed yet: checking again";
     case "recovering": return repairing(line, more);
     case "failed": return waiting(line, more);
@@ -127,24 +144,26 @@ export function plan(line, more) {
 }
 
 function repairing(line, more) {
-  const steps = more?.policy.steps ?? [];
-  const at = more?.condition.cursor ?? 0;
-  const step = steps[at];
-  if (!step) return `attempt ${line.attempt}: repairing`;
-  const place = steps.length > 1 ? `, step ${at + 1} of ${steps.length}` : "";
-  const again = line.attempt > 1 ? `, attempt ${line.attempt} of ${more.policy.max_retries}` : "";
-  const what = more.action ? DOING[step.action] ?? `running ${step.action}` : `${step.action} done, checking whether it helped`;
+  const now_ = line.under_way;
+  if (!now_) return `attempt ${line.attempt}: repairing`;
+  const place = now_.steps > 1 ? `, step ${now_.step + 1} of ${now_.steps}` : "";
+  const again = line.attempt > 1 ? `, attempt ${line.attempt}${more ? ` of ${more.policy.max_retries}` : ""}` : "";
+  const what = now_.phase === "acting" ? DOING[now_.action] ?? `running ${now_.action}` : `${now_.action} done, checking whether it helped`;
   return `${what}${place}${again}`;
 }
 
 function waiting(line, more) {
   const [kind, what] = line.reason.split(/:(.*)/s);
+  const due = more?.condition.not_before;
+  const later = due && Date.parse(due) > now() ? due : null;
   if (kind === "waiting-for") return ["waiting for ", link(what), line.detail && line.detail !== "not well" ? `: ${line.detail}` : ""];
-  if (kind === "held") return HELD[what] ?? `held back: ${what}`;
-  if (kind === "escalated") return "given up, all attempts are used: a person is needed";
+  if (what === "approval") return line.detail === "manual_intervention" ? "a person has to see to it" : `waiting for a person to approve: ${line.detail || "the next step"}`;
+  if (kind === "held") return [HELD[what] ?? `held back: ${what}`, more?.until ? [", until ", clock(more.until)] : ""];
+  if (kind === "escalated") return [`${line.detail ? `${line.detail}, it` : "it"} did not help: a person is needed`, later ? ["; one more try ", left(later)] : ""];
   if (kind === "backoff") {
-    const due = more?.condition.not_before;
-    return due && Date.parse(due) > now() ? ["trying again ", left(due)] : "about to try again";
+    const vain = line.attempt ? `attempt ${line.attempt} did not help; ` : "";
+    if (!more) return `${vain}trying again soon`;
+    return later ? [vain, "trying again ", left(later)] : `${vain}about to try again`;
   }
   return "about to be repaired";
 }
@@ -164,18 +183,27 @@ export const link = (service) => h("a", { href: `#/service/${encodeURIComponent(
 
 const because = (record) => (record.reason.detail ? `: ${record.reason.detail}` : "");
 
+/** A state that goes on, and why it does. */
+function stayed({ to, reason }) {
+  const [kind, what] = reason.code.split(/:(.*)/s);
+  if (to === "recovering") return reason.detail === "done" ? "checking whether it helped" : `recovering: ${reason.detail || reason.code}`;
+  if (kind === "backoff") return "waits before the next attempt";
+  if (kind === "escalated") return "all attempts are used: a person is needed";
+  if (kind === "waiting-for") return `waits for ${what}`;
+  if (what === "approval") return "waits for a person";
+  if (kind === "held") return HELD[what] ?? `held back: ${what}`;
+  return `${to}${reason.code !== to ? `, ${reason.code}` : ""}${reason.detail === "held" || !reason.detail ? "" : `: ${reason.detail}`}`;
+}
+
 const SAID = {
-  moved: (r) => {
-    const code = r.reason.code !== r.to ? `, ${r.reason.code}` : "";
-    return `${r.from !== r.to ? `${r.from} → ` : ""}${r.to}${code}${r.reason.detail === "held" ? "" : because(r)}`;
-  },
+  moved: (r) => (r.from === r.to ? stayed(r) : `${r.from} → ${r.to}${r.reason.code !== r.to ? `, ${r.reason.code}` : ""}${r.reason.detail === "held" ? "" : because(r)}`),
   intended: (r) => `${r.action} begins, step ${r.step + 1} of attempt ${r.attempt}${r.actor ? `, for ${r.actor}` : ""}`,
-  ended: (r) => `the action ended: ${r.reason.code}${r.duration_seconds ? ` after ${span(r.duration_seconds)}` : ""}${because(r)}`,
+  ended: (r) => `${r.action ?? "the action"} ended: ${r.reason.code}${r.duration_seconds ? ` after ${span(r.duration_seconds)}` : ""}${because(r)}`,
   answered: (r) => `${r.actor} asked for ${r.action} (“${r.asked_because}”): ${r.accepted ? "" : "refused: "}${r.reason.detail || r.reason.code}`,
   incident_opened: (r) => `incident ${r.incident} ${r.reason.code}`,
   incident_merged: (r) => `incident ${r.incident} ${r.reason.detail}`,
   incident_closed: (r) => `incident ${r.incident} closed after ${span(r.duration_seconds)}${because(r)}`,
-  alert_changed: (r) => `${r.open ? "alert" : "resolved"}, ${r.severity}${because(r)}`,
+  alert_changed: (r) => `${r.open ? (r.acknowledged_by ? `alert acknowledged by ${r.acknowledged_by}` : "alert") : "alert resolved"}, ${r.severity}${r.open ? because(r) : ` (${r.rule})`}`,
   suppression_changed: (r) => `${r.reason.code} ${r.on ? "begins" : "ends"} for ${r.everything ? "everything" : r.services.join(", ")}${because(r)}`,
   hold_changed: (r) => `hold ${r.hold} ${r.on ? "begins" : "ends"}${because(r)}`,
   resumed: (r) => (r.away_seconds ? `selfheal runs again, after ${span(r.away_seconds)}` : "selfheal begins"),
