@@ -126,6 +126,8 @@ async def _serve(name: str, frontend: Any, supervisor: Supervisor) -> None:
     """Serve a frontend. One that ends or fails is reported; watching goes on."""
     try:
         await frontend.serve(supervisor)
+    except SelfhealError as problem:  # it says itself what is wrong, and what to do
+        log.error("the frontend [%s] is not served; everything else goes on: %s", name, problem)
     except Exception:  # whatever it raises is its own end only
         log.exception("the frontend [%s] failed; everything else goes on", name)
     else:

@@ -47,6 +47,7 @@ QUICK: dict[str, Any] = {
     "recheck": 0.1,
     "failure_threshold": 1,
     "min_failing_span": 0.0,
+    "start_grace": 0.0,
 }
 
 

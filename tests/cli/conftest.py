@@ -49,13 +49,14 @@ class House:
         self.state = folder / "state"
         self.web, self.shop = free_port(), free_port()
         self.children: list[subprocess.Popen[bytes]] = []
+        self.more: dict[str, str] = {}
         self.write()
 
     @property
     def environment(self) -> dict[str, str]:
         """What the children are given: on a broken build, which one it is."""
         passed = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-        return {**passed, "PYTHONUNBUFFERED": "1"}
+        return {**passed, "PYTHONUNBUFFERED": "1", **self.more}
 
     def write(self, more: str = "", *, fleet: str = "") -> None:
         """Write the file: two programs, one of which needs the other, and a job that calls."""

@@ -80,7 +80,7 @@ def doors(house: House) -> House:
     (site / "doors.py").write_text(DOORS)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: doors\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[selfheal]\ndoors = doors\n")
-    house.environment["PYTHONPATH"] = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    house.more["PYTHONPATH"] = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
     return house
 
 
