@@ -151,7 +151,13 @@ TABLE: Final[Mapping[str, Request]] = {
             "running or reading along, journal, worst lag of the last minute, release",
         ),
         _query("records", "The stream of records.", "records in order of their sequence number", _AFTER, _LIMIT),
-        _act("initialize", "Forget what is believed of a service and look afresh; budgets stay.", _SOME),
+        _act(
+            "initialize",
+            "Forget what is believed of a service, or of everything, and look afresh; budgets stay. "
+            "Without either, say what is watched.",
+            Parameter(name="service", about="the name of a service"),
+            _SELECTED[1],
+        ),
         _act(
             "recover",
             "Recover a service now, past backoff, budget, flapping, storm and escalation.",

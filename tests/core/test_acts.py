@@ -196,7 +196,7 @@ def test_a_service_that_was_dropped_and_kept_cannot_be_recovered() -> None:
         "web is gone from the configuration: release the hold `fleet`, or bring it back",
     )
     assert refusal(hand.ask("enable", "api"))[0] == "refused"  # it was healthy, and is not watched all the same
-    assert hand.ask("initialize").because == "1 looked at afresh"
+    assert hand.ask("initialize", everything=True).because == "1 looked at afresh"
 
 
 # -- switching on and off -------------------------------------------------------------------------------------------
@@ -250,10 +250,21 @@ def test_looking_afresh_forgets_what_is_believed() -> None:
 
 
 def test_looking_afresh_at_everything_passes_over_what_is_off_or_being_acted_on(hand: Hand) -> None:
-    assert hand.ask("initialize").because == "1 looked at afresh"
+    assert hand.ask("initialize", everything=True).because == "1 looked at afresh"
     hand.act()
-    assert hand.ask("initialize").because == "0 looked at afresh"
+    assert hand.ask("initialize", everything=True).because == "0 looked at afresh"
     assert refusal(hand.ask("initialize", "db")) == ("conflict", "an action runs on db; wait for its end")
+
+
+def test_a_client_that_begins_with_it_however_often_wipes_out_nothing() -> None:
+    hand = Hand(service(), service("api", enabled=False), service("web"))
+    hand.well("web")
+    hand.fail("db")
+    before = dict(hand.ledger.conditions)
+    for _ in range(2):
+        answer = hand.ask("initialize")
+        assert answer.because == "nothing to do: 2 of 3 services are watched already; switched off: api"
+    assert dict(hand.ledger.conditions) == before
 
 
 # -- suppressions ---------------------------------------------------------------------------------------------------

@@ -255,11 +255,20 @@ async def test_other_machines_are_let_in_only_on_purpose(listen: str) -> None:
 # An old anyio leaves the socket that it could not bind to the collector.
 @pytest.mark.filterwarnings("ignore:.*unclosed.*:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_an_address_that_is_taken_is_named() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        where = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(NotServed, match=f"cannot listen at {where}: Address already in use"):
-            await Prometheus(listen=where).serve(Stub())
+async def test_an_address_that_is_taken_is_named_once_and_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serving, "OPENED", 0.05)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            with socket.create_server(("127.0.0.1", 0)) as taken:
+                port = taken.getsockname()[1]
+                tasks.start_soon(Prometheus(listen=f"127.0.0.1:{port}").serve, Stub())
+                await anyio.sleep(0.3)  # time for several tries
+            await Door(port).opened()
+            assert (await Door(port).get()).status == 200
+            tasks.cancel_scope.cancel()
+    assert caplog.text.count(f"cannot listen at 127.0.0.1:{port}: Address already in use") == 1
 
 
 async def test_the_file_names_it_and_a_mistake_in_it_is_explained(tmp_path: Path) -> None:

@@ -288,9 +288,12 @@ def test_acts_on_the_fleet_take_their_parameters_from_the_body(served: Served) -
     assert served.post("/resume", json={"everything": True}).status_code in (200, 404)  # there is none
 
 
-def test_initialize_looks_afresh_at_the_fleet_and_says_what_it_did(served: Served) -> None:
-    answer = served.post("/initialize", json={"reason": "after the move"}).json()
-    assert "looked at afresh" in answer["reason"]["detail"]
+def test_initialize_says_that_the_fleet_is_watched_however_often_it_is_asked(served: Served) -> None:
+    for _ in range(2):
+        answer = served.post("/initialize", json={"reason": "after the move"}).json()
+        assert "services are watched already" in answer["reason"]["detail"]
+    all_of_it = served.post("/initialize", json={"reason": "after the move", "everything": True}).json()
+    assert "looked at afresh" in all_of_it["reason"]["detail"]
     again = served.post("/services/web/initialize").json()
     assert again["service"] == "web"
 

@@ -118,7 +118,7 @@ def recover(service: str, override: tuple[str, ...], reason: str, as_json: bool)
 def initialize(service: str | None, everything: bool, reason: str, as_json: bool) -> None:
     """Look afresh."""
     _meant((service,) if service is not None else (), (), everything)
-    _said(act("initialize", service=service, reason=reason), as_json)
+    _said(act("initialize", service=service, everything=everything, reason=reason), as_json)
 
 
 def _selected(command: F) -> F:

@@ -88,6 +88,13 @@ def _arguments(event: Requested) -> tuple[tuple[str, Scalar], ...]:
 
 
 def _initialize(rooms: Rooms, event: Requested) -> str:
+    """Look afresh at a service, or at all where `everything` is said; who says neither learns what is watched.
+
+    What is in the configuration is watched from the start. So a client that begins with this act, as those of the
+    specification do, finds nothing to be done, however often it comes: it must not wipe out what is known of an outage.
+    """
+    if not event.service and not event.everything:
+        return _what_is_watched(rooms)
     names = [event.service] if event.service else list(rooms.desk.ledger.policies)
     done = 0
     for name in names:
@@ -101,6 +108,14 @@ def _initialize(rooms: Rooms, event: Requested) -> str:
         rooms.roster.switch_on(name, f"looked at afresh: {event.reason}", event.actor, enabled=condition.enabled)
         done += 1
     return f"{done} looked at afresh"
+
+
+def _what_is_watched(rooms: Rooms) -> str:
+    ledger = rooms.desk.ledger
+    off = [name for name in ledger.policies if ledger.conditions[name].state is State.DISABLED]
+    watched = len(ledger.policies) - len(off) - len(ledger.unwatched.keys() - set(off))
+    rest = f"; switched off: {', '.join(off)}" if off else ""
+    return f"nothing to do: {watched} of {len(ledger.policies)} services are watched already{rest}"
 
 
 def _recover(rooms: Rooms, event: Requested) -> str:

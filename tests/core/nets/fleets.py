@@ -337,7 +337,7 @@ class Faults:
         if act == "lift":
             name, changes["suppression"] = "", r.choice([*self.s.engine.ledger.suppressions, "nothing"])
         if act == "initialize" and r.random() < 0.3:
-            name = ""
+            name, changes["everything"] = "", r.random() < 0.7
         self.s.request(act, name, **changes)
         if act == "release" and changes["hold"] == "fleet":
             self.s.fleet = self.s.engine.ledger.fleet

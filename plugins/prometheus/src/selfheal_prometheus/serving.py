@@ -16,6 +16,7 @@ import anyio
 import attrs
 import h11
 from anyio.abc import SocketStream
+from anyio.streams.stapled import MultiListener
 
 from selfheal.builtin.addresses import read_address
 from selfheal.errors import SelfhealError
@@ -29,6 +30,9 @@ CONNECTIONS: Final = 32
 
 PATIENCE: Final = 10.0
 """Seconds a connection may take from its first byte to its last: the time after which Prometheus gives up, too."""
+
+OPENED: Final = 3.0
+"""Seconds between two tries to listen."""
 
 HEAD: Final = 16 << 10
 """Bytes a request's line and headers may have."""
@@ -82,7 +86,7 @@ class Prometheus:
     anyone: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
 
     async def serve(self, supervisor: Asked) -> None:
-        """Serve until cancelled. Raises `NotServed` for what would be unsafe, and for an address that is taken."""
+        """Serve until cancelled, as soon as the address can be had. Raises `NotServed` for what would be unsafe."""
         endpoint = read_address(self.listen)
         assert endpoint.host is not None
         if self.token is None and not self.anyone and not _is_loopback(endpoint.host):
@@ -90,10 +94,7 @@ class Prometheus:
                 f"[prometheus] listen = {self.listen!r} can be reached from other machines, and there is no token: "
                 "set `token`, say `anyone = true`, or listen at 127.0.0.1"
             )
-        try:
-            listener = await anyio.create_tcp_listener(local_host=endpoint.host, local_port=endpoint.port)
-        except OSError as problem:
-            raise NotServed(f"[prometheus] cannot listen at {self.listen}: {problem.strerror or problem}") from problem
+        listener = await self._opened(endpoint.host, endpoint.port)
         taken = 0
 
         async def connected(stream: SocketStream) -> None:
@@ -110,6 +111,19 @@ class Prometheus:
         async with listener:
             log.info("metrics at http://%s%s", self.listen, self.path)
             await listener.serve(connected)
+
+    async def _opened(self, host: str, port: int) -> MultiListener[SocketStream]:
+        """Return what listens: an interface may come up later than we do, and another let go of its port."""
+        told = ""
+        while True:
+            try:
+                return await anyio.create_tcp_listener(local_host=host, local_port=port)
+            except OSError as problem:
+                if (text := problem.strerror or str(problem)) != told:
+                    told = text
+                    again = f"it is tried again every {OPENED:g} s"
+                    log.error("[prometheus] cannot listen at %s: %s (%s)", self.listen, text, again)
+            await anyio.sleep(OPENED)
 
     def routes(self, supervisor: Asked) -> Mapping[str, Callable[..., Any]]:
         """Return the same for `[http]` to show at the same path, to whoever may read there."""

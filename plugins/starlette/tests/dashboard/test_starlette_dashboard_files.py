@@ -104,4 +104,21 @@ def test_no_source_makes_markup_of_text_or_holds_a_script_or_style_of_its_own() 
 
 def test_the_page_is_small() -> None:
     own = sum(len(asset.body) for name, asset in assets().items() if not name.startswith("vendor/"))
+    sent = sum(len(asset.packed) for asset in assets().values())
     assert own < 115_000
+    assert sent < 70_000
+
+
+@pytest.mark.server
+def test_who_takes_gzip_is_sent_less_and_each_kind_has_its_own_tag(site: Site) -> None:
+    with httpx2.Client() as client:
+        for name, asset in assets().items():
+            kinds = {}
+            for accepted in ("gzip, br", "identity", "gzip;q=0", ""):
+                answer = client.get(f"{site.page}{name}", headers={"Accept-Encoding": accepted})
+                assert answer.content == asset.body, (name, accepted)
+                assert answer.headers["vary"] == "Accept-Encoding"
+                kinds[accepted] = (answer.headers.get("content-encoding"), answer.headers["etag"])
+            assert kinds["gzip, br"][0] == "gzip"
+            assert {kinds["identity"], kinds["gzip;q=0"], kinds[""]} == {(None, asset.etag)}
+            assert kinds["gzip, br"][1] != asset.etag

@@ -422,6 +422,10 @@ def test_times_are_the_readers_own_with_utc_beside_them(many: Site, visit: Visit
     hour = int(utc[11:13])
     assert since.inner_text().endswith(f"{(hour + 9) % 24:02}:{utc[14:16]}")
     assert utc.endswith(" UTC")
+    view(page, many, "#/days")
+    assert "A day begins at 09:00 by your clock" in page.locator(".legend").inner_text()
+    today = page.locator(".days li").first.locator(".day").last.get_attribute("title") or ""
+    assert re.match(r"(\d+ \w+, )?09:00 to (\d+ \w+, )?09:00: ", today), today
 
 
 @pytest.mark.parametrize(("motion", "moves"), [("no-preference", True), ("reduce", False)])

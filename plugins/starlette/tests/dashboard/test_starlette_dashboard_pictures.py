@@ -131,6 +131,8 @@ def test_who_sees_it_for_the_first_time_reads_what_is_broken_and_what_is_done(
         take(page, "graph", clip={"x": 0, "y": 0, "width": 1200, "height": 470})
         page.goto(f"{site.page}#/service/api")
         page.get_by_text("because what it needs is not well yet").wait_for()
+        page.set_viewport_size({"width": 1200, "height": 900})
+        page.locator(".timeline .block", has_text="down").wait_for()
         take(page, "service")
         scene.down.clear()
         scene.mended.set()
