@@ -33,6 +33,7 @@ QUICK: Final[dict[str, Any]] = {
     "failure_threshold": 3,
     "probation": 2.0,
     "dependent_grace": 1.0,
+    "start_grace": 0.0,
     "backoff": Backoff(initial=1.0, cap=2.0, jitter=0.0),
 }
 """A detection that takes a second or two, so that a person, or a test, sees every state go by."""

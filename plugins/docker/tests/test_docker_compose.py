@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from tests.builtin.receiver import Call, descriptors
@@ -21,6 +23,7 @@ from selfheal_docker.compose import ComposeWorkload
 
 pytestmark = [pytest.mark.server, pytest.mark.real_time]
 
+LABEL = "com.docker.compose"
 RUNS = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
 FILE = f"""
 name: kh
@@ -75,7 +78,11 @@ class Project:
         return ComposeWorkload(project="kh", service=service, host=self.docker.host, **options)
 
     def running(self, service: str) -> int:
-        return len(self("ps", "-q", "--status", "running", service).split())
+        labels = [f"{LABEL}.project=kh", f"{LABEL}.service={service}", f"{LABEL}.oneoff=False"]
+        filters = quote(json.dumps({"label": labels, "status": ["running"]}))
+        status, listed = self.docker.ask("GET", f"/containers/json?filters={filters}")
+        assert status == 200, listed
+        return len(listed)
 
 
 @pytest.fixture
@@ -83,7 +90,8 @@ def project(docker: DockerEngine, tmp_path: Path) -> Iterator[Project]:
     docker.with_compose().image("busybox")
     one = Project(docker, tmp_path)
     yield one
-    one("down", "--volumes", "--timeout", "0")
+    docker.tidy()
+    docker.ask("DELETE", "/volumes/kh_data")
 
 
 def seen(one: ComposeWorkload) -> Instance:

@@ -175,7 +175,7 @@ def test_an_update_of_somebody_else_is_left_alone(swarm: Swarm) -> None:
     swarm.begin("web", "--update-monitor", "5s", "--update-parallelism", "1", replicas=2)
     swarm.until_running("web", 2)
     swarm.docker("service", "update", "--detach", "--force", "web")
-    with pytest.raises(ActionFailed, match="left alone: (an update|somebody changed)"):
+    with pytest.raises(ActionFailed, match=r"left alone: (an update|somebody changed)"):
         asyncio.run(at(swarm).restart(call()))
 
 

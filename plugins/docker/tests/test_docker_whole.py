@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -16,9 +15,10 @@ import anyio
 import anyio.to_thread
 import pytest
 from tests.servers import free_port, until
-from tests.shell.supervised import QUICK, hearing, until_reason, until_state
+from tests.shell.supervised import QUICK, hearing, quick, until_reason, until_state
 from tests.stack.docker import DockerEngine
 from tests.stack.docker_or_systemd import HOW, beside_polling, times_to_be_well_again
+from tests.stack.killed import killed_afterwards
 
 from selfheal import Service, Supervisor
 from selfheal.builtin.wire_checks import RedisPing
@@ -143,25 +143,6 @@ def _redis_pid() -> int:
     raise AssertionError("no container runs Redis")
 
 
-MANAGER = """
-import sys
-import anyio
-from selfheal import Service, Supervisor
-from selfheal.core.model import Backoff, Budget
-from selfheal_docker.workload import DockerWorkload
-
-async def main():
-    workload = DockerWorkload(container={name!r}, host={host!r}, settle=0.3, stop_timeout=2.0)
-    service = Service("redis", check=lambda: False, workload=workload, interval=0.2, timeout=0.15, recheck=0.05,
-                      jitter=0.0, failure_threshold=2, min_failing_span=0.0, definite_span=0.0, start_grace=0.0,
-                      recovery_actions=[{{"action": "restart", "settle": 0.1}}])
-    async with Supervisor([service], journal={journal!r}):
-        await anyio.sleep(600)
-
-anyio.run(main)
-"""
-
-
 async def test_a_manager_killed_in_the_middle_of_a_restart_is_settled_by_its_successor(
     docker: DockerEngine, tmp_path: Path
 ) -> None:
@@ -169,29 +150,23 @@ async def test_a_manager_killed_in_the_middle_of_a_restart_is_settled_by_its_suc
     identity = docker.shell(NAME, "trap '' TERM; while :; do sleep 0.05; done")
     before = docker.state(NAME)["StartedAt"]
     journal = tmp_path / "selfheal.db"
-    script = MANAGER.format(name=NAME, host=docker.host, journal=str(journal))
 
     def told(event: str) -> list[str]:
         only = ("--filter", f"container={identity}", "--filter", f"event={event}")
         return docker("events", "--since", "60s", "--until", "0s", *only).splitlines()
 
-    manager = await anyio.to_thread.run_sync(
-        lambda: subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
-    )
-    try:
+    workload = DockerWorkload(container=NAME, host=docker.host, settle=0.3, stop_timeout=2.0)
+    options = f"check=lambda: False, workload={workload!r}"
+    lines = "from selfheal_docker.workload import DockerWorkload"
+    with killed_afterwards(journal, RESTART[0], options, lines):
         await anyio.to_thread.run_sync(lambda: until(lambda: told("kill"), "Docker is stopping it", 30.0))
         assert docker.state(NAME)["StartedAt"] == before, "it is in the middle of it"
-    finally:
-        manager.kill()
-        _, said = manager.communicate(timeout=10.0)
-    assert manager.returncode == -signal.SIGKILL, said.decode()
 
-    workload = DockerWorkload(container=NAME, host=docker.host, settle=0.3, stop_timeout=2.0)
-    service = Service("redis", check=lambda: True, workload=workload, **{**QUICK, "recovery_actions": RESTART})
+    service = quick("service", check=lambda: True, workload=workload, recovery_actions=RESTART)
     async with Supervisor([service], journal=journal) as supervisor, hearing(supervisor) as heard:
         ended = await heard.first("ended", within=20.0)
         assert ended.settled.value == "done", ended
-        await until_state(supervisor, "redis", "healthy", within=10.0)
+        await until_state(supervisor, "service", "healthy", within=10.0)
         assert len(heard.of("intended")) == 1
     after = docker.state(NAME)
     assert (after["Running"], after["StartedAt"] != before) == (True, True)

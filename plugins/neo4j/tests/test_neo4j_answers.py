@@ -7,10 +7,8 @@ import itertools
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +17,6 @@ from tests.stack.asking import deep, light
 from selfheal import Cause, CheckResult, Secret, Verdict
 from selfheal.config import configure
 from selfheal.loading import load_plugins
-from selfheal.testing.stage import Stage
 from selfheal.wire import rehearse
 from selfheal_neo4j.bolt import FAILURE, IGNORED, RECORD, SUCCESS, NotBolt, Unpacked, message, pack
 from selfheal_neo4j.checks import Neo4jCheck, judge_databases, refused
@@ -185,20 +182,6 @@ def test_options_that_make_no_sense_are_refused_with_a_word(options: dict[str, A
 def test_nothing_of_the_driver_is_imported_for_a_light_check() -> None:
     code = "import sys, selfheal_neo4j.checks; sys.exit('neo4j' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_doctor_says_that_a_folder_shows_no_disk(tmp_path: Path) -> None:
-    async def proven(folder: Path) -> list[str]:
-        one = Neo4jCheck(uri="bolt://neo4j", data_path=folder)
-        stage = Stage()
-        context = stage.contexts.for_check("neo4j", one, 5.0, deep=False)
-        found = await one.doctor(context)
-        stage.contexts.threads.close()
-        return [str(problem) for problem in found]
-
-    assert anyio.run(proven, tmp_path) == []
-    (said,) = anyio.run(proven, tmp_path / "nowhere")
-    assert said.startswith("check.data_path: cannot be looked at: No such file")
 
 
 def test_s65_without_the_driver_a_deep_check_could_not_run(monkeypatch: pytest.MonkeyPatch) -> None:

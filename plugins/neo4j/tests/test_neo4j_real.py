@@ -14,13 +14,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 import pytest
 import trustme
-from tests.servers import until
+from tests.servers import free_port, until
 from tests.stack.asking import deep, left_by_deep_failures, left_by_light_failures, light, silence
 from tests.stack.neo4j import PASSWORD, USER, Neo4j
 from tests.stack.small_disk import fill, small_disk
@@ -31,6 +33,7 @@ from selfheal.core.model import NOT_CURED
 from selfheal.shell.lanes import KEPT_CHECKS
 from selfheal.testing import servers
 from selfheal.testing.probing import Turned
+from selfheal.testing.stage import Stage
 from selfheal_neo4j.checks import Neo4jCheck
 
 pytestmark = [pytest.mark.server, pytest.mark.real_time]
@@ -228,6 +231,26 @@ def test_the_port_of_http_is_told_from_that_of_bolt(well: Neo4j) -> None:
     one = check(well, uri=f"bolt://127.0.0.1:{well.http_port}")
     assert "7687" in is_(light(one), Verdict.FAILING, Cause.CONFIG).summary
     assert "7687" in is_(deep(one), Verdict.FAILING, Cause.CONFIG).summary
+
+
+def test_doctor_proves_login_and_sight_of_the_disk(well: Neo4j, tmp_path: Path) -> None:
+    user(well, "surgeon")
+
+    async def proven(**options: Any) -> list[str]:
+        one = check(well, user="surgeon", **options)
+        stage = Stage()
+        found = await one.doctor(stage.contexts.for_check("neo4j", one, 5.0, deep=False))
+        stage.contexts.threads.close()
+        return [str(problem) for problem in found]
+
+    right = Secret(GIVEN)
+    assert anyio.run(partial(proven, password=right, data_path=tmp_path)) == []
+    disk, login = anyio.run(partial(proven, password=Secret(WRONG), data_path=tmp_path / "nowhere"))
+    assert disk.startswith("check.data_path: cannot be looked at: No such file")
+    assert login.startswith("check.password: ")
+    assert WRONG not in login
+    (nobody,) = anyio.run(partial(proven, password=right, uri=f"bolt://127.0.0.1:{free_port()}"))
+    assert nobody.startswith("check.uri: Connection refused")
 
 
 # -- the process ----------------------------------------------------------------------------------------------------

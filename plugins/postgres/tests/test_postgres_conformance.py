@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 from tests.servers import free_port
-from tests.stack.postgres import WATCHER, WATCHER_PASSWORD, Server
+from tests.stack.postgres import WATCHER, WATCHER_PASSWORD, Server, Template
 from tests.stack.postgres_workload import Postmaster
 
 from selfheal.plugins import Action, HealthCheck, Workload
@@ -22,11 +22,15 @@ from selfheal_postgres.reconnect import Reconnect
 pytestmark = [pytest.mark.server, pytest.mark.real_time]
 
 
-@pytest.fixture
-def primary(server: Server) -> Server:
-    """A server that is nobody's child: the kit counts what descends from this process."""
-    server.start_apart()
-    return server
+@pytest.fixture(scope="class")
+def primary(template: Template) -> Iterator[Server]:
+    """A server for all duties, nobody's child: the kit counts what descends from this process."""
+    made = template.server()
+    made.start_apart()
+    made.ask(f"GRANT pg_read_all_stats TO {WATCHER}")
+    made.ask(f"GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO {WATCHER}")
+    yield made
+    made.close()
 
 
 def url(address: str) -> str:
@@ -42,8 +46,6 @@ class TestCheck(CheckConformance):
     @pytest.fixture(autouse=True)
     def _well(self, primary: Server) -> None:
         self.address = f"127.0.0.1:{primary.port}"
-        primary.ask(f"GRANT pg_read_all_stats TO {WATCHER}")
-        primary.ask(f"GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO {WATCHER}")
 
     def make(self) -> HealthCheck | WireCheck:
         return self._at(self.address)

@@ -19,12 +19,14 @@ from tests.stack.redis import RedisClient, RedisSentinel, RedisServer
 from tests.stack.small_disk import small_disk
 from tests.stack.starved import starve
 
+from selfheal.builtin.wire_checks import REDIS_CAUSES
 from selfheal.core.model import Cause, CheckResult, Verdict
 from selfheal.secret import Secret
 from selfheal.shell.lanes import KEPT_CHECKS
 from selfheal.testing import servers
 from selfheal.testing.probing import Turned
 from selfheal_redis.check import RedisCheck
+from selfheal_redis.judge import CAUSES
 
 pytestmark = [pytest.mark.server, pytest.mark.real_time]
 
@@ -549,6 +551,11 @@ def test_a_certificate_that_has_ended_is_config(turned: Turned) -> None:
     with servers.tls_expired() as server:
         check = RedisCheck(url=f"rediss://{server.address}", authority=server.authority)
         assert "expired" in failing(turned, check, Cause.CONFIG)
+
+
+def test_a_word_of_an_error_means_the_same_as_in_redis_ping() -> None:
+    """The house's table comes with HTTP, which the plugin does without: so there are two, and they agree."""
+    assert dict(CAUSES) == dict(REDIS_CAUSES)
 
 
 # -- options ---------------------------------------------------------------------------------------------------------

@@ -237,9 +237,10 @@ def test_a_machine_without_systemctl_is_no_answer(monkeypatch: pytest.MonkeyPatc
 def test_a_thousand_failing_inspections_leave_nothing_behind(
     systemd: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    enters = tmp_path / "systemctl"  # the stack's own starts five processes for one answer
-    enters.write_text(f'#!/bin/sh\nexec nsenter -t {systemd.init} -a -- systemctl "$@"\n')
-    enters.chmod(0o755)
+    """A hundred of a systemd that is frozen, the others of a `systemctl` that hangs: for us it is the same."""
+    program = tmp_path / "systemctl"
+    program.write_text(f'#!/bin/sh\nexec nsenter -t {systemd.init} -a -- systemctl "$@"\n')
+    program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     systemd.freeze()
     one = SystemdWorkload(unit=NAME)
@@ -252,7 +253,9 @@ def test_a_thousand_failing_inspections_leave_nothing_behind(
         await asyncio.gather(*(fail() for _ in range(25)))
         gc.collect()
         before, threads = descriptors(), threading.active_count()
-        for _ in range(40):
+        for turn in range(40):
+            if turn == 4:
+                program.write_text("#!/bin/sh\nexec sleep 100\n")
             await asyncio.gather(*(fail() for _ in range(25)))
         gc.collect()
         return before, descriptors(), threads
@@ -264,4 +267,5 @@ def test_a_thousand_failing_inspections_leave_nothing_behind(
     assert after <= before
     until(lambda: threading.active_count() <= threads, "whoever collects the last of them has ended")
     # Their clients are gone from the container too, or systemd would answer into the void later.
+    program.unlink()
     until(lambda: seen().run is Run.ABSENT, "it answers again")

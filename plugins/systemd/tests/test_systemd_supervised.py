@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,8 +11,9 @@ from pathlib import Path
 import anyio
 import pytest
 from tests.servers import free_port, program_of, until
-from tests.shell.supervised import QUICK, hearing, until_state
+from tests.shell.supervised import hearing, quick, until_state
 from tests.stack.docker_or_systemd import HOW, beside_polling, times_to_be_well_again
+from tests.stack.killed import killed_afterwards
 from tests.stack.systemd import Systemd, on_the_way
 
 from selfheal import Backoff, Service, State, Supervisor
@@ -112,27 +111,6 @@ async def test_a_death_that_is_heard_is_over_sooner_than_one_that_is_found_by_po
     assert took[HOW[0]] < took[HOW[2]]
 
 
-MANAGER = """
-import anyio
-from selfheal import Service, Supervisor
-from selfheal_systemd.workload import SystemdWorkload
-
-async def main():
-    service = Service("api", check=lambda: False, workload=SystemdWorkload(unit={unit!r}, settle=0.2), interval=0.2,
-                      timeout=0.15, recheck=0.05, jitter=0.0, failure_threshold=2, min_failing_span=0.0,
-                      definite_span=0.0, start_grace=0.0, recovery_actions=[{{"action": "restart", "settle": 0.1}}])
-    async with Supervisor([service], journal={journal!r}):
-        await anyio.sleep(600)
-
-anyio.run(main)
-"""
-
-
-def begun(journal: Path) -> subprocess.Popen[bytes]:
-    """Start a manager in a process of its own."""
-    return subprocess.Popen([sys.executable, "-c", MANAGER.format(unit=CRASH, journal=str(journal))])
-
-
 @pytest.mark.anyio
 async def test_a_manager_killed_in_the_middle_of_a_restart_is_settled_by_its_successor(
     systemd: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,20 +121,11 @@ async def test_a_manager_killed_in_the_middle_of_a_restart_is_settled_by_its_suc
     systemd.ask("start", CRASH)
     before = systemd.shows(CRASH, "InvocationID")
     journal = tmp_path / "selfheal.db"
-    manager = begun(journal)
-    try:
-        asking = tmp_path / "asking"
-        await until_true(lambda: asking.exists() or manager.poll() is not None, "its systemctl is on the way")
-        assert manager.poll() is None
-    finally:
-        manager.kill()
-        manager.wait(10.0)
-    service = Service(
-        "api",
-        check=lambda: True,
-        workload=SystemdWorkload(unit=CRASH, settle=0.2),
-        **{**QUICK, "recovery_actions": [{"action": "restart", "settle": 0.1}]},
-    )
+    step = {"action": "restart", "settle": 0.1}
+    options = f"check=lambda: False, workload=SystemdWorkload(unit={CRASH!r}, settle=0.2)"
+    with killed_afterwards(journal, step, options, "from selfheal_systemd.workload import SystemdWorkload"):
+        await until_true((tmp_path / "asking").exists, "its systemctl is on the way")
+    service = quick("service", check=lambda: True, workload=SystemdWorkload(unit=CRASH), recovery_actions=[step])
     async with Supervisor([service], journal=journal) as supervisor, hearing(supervisor) as heard:
         await anyio.sleep(1.0)
         assert not heard.of("ended"), "nobody can tell yet"
@@ -164,7 +133,7 @@ async def test_a_manager_killed_in_the_middle_of_a_restart_is_settled_by_its_suc
         (tmp_path / "go").touch()
         ended = await heard.first("ended", within=20.0)
         assert ended.settled.value == "done", ended
-        await until_state(supervisor, "api", "healthy", within=10.0)
+        await until_state(supervisor, "service", "healthy", within=10.0)
         assert len(heard.of("intended")) == 1
     after = systemd.shows(CRASH, "InvocationID")
     assert after not in (before, "")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import threading
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from selfheal import Cause, CheckResult, Secret, Verdict
 from selfheal.builtin.http_talk import Reply
 from selfheal.config import configure
 from selfheal.loading import load_plugins
+from selfheal.testing import servers
 from selfheal.wire import rehearse
 from selfheal_weaviate.checks import WeaviateCheck
 from selfheal_weaviate.writing import RIGHTS, Disk, judge_write
@@ -112,6 +115,30 @@ def test_each_answer_to_a_write_has_its_meaning(
     assert (result.verdict, result.cause) == (verdict, cause), result
     assert word in result.summary
     assert result.details["written"] is (verdict is Verdict.PASSING)
+
+
+LOST = 'resolve node name "node3" to host'
+"""What the others say of a write to a node that they have forgotten, while all of them are healthy and ready."""
+
+
+@pytest.mark.parametrize(
+    ("count", "verdict", "cause"),
+    [(1, Verdict.FAILING, Cause.ERROR), (2, Verdict.WARNING, Cause.DEGRADED_CLUSTER)],
+)
+def test_on_a_cluster_a_write_that_fails_is_no_reason_to_restart_this_node(
+    count: int, verdict: Verdict, cause: Cause
+) -> None:
+    bodies = {b"/v1/nodes": nodes(*[{}] * count), b"/v1/batch": http(200, refused(LOST)[1])}
+
+    def speak(client: socket.socket, stop: threading.Event) -> None:
+        while request := client.recv(4096):
+            client.sendall(next((body for path, body in bodies.items() if path in request), http(200, {})))
+
+    with servers.serve(speak) as address:
+        result = deep(WeaviateCheck(url=f"http://{address}", write_probe=True))
+    assert (result.verdict, result.cause) == (verdict, cause), result
+    assert "node3" in result.summary
+    assert result.details["written"] is False
 
 
 def test_the_key_goes_to_the_list_of_nodes_and_not_to_ready() -> None:

@@ -412,6 +412,7 @@ def test_a_cluster_starts_has_a_frozen_node_loses_it_and_then_its_leader(tmp_pat
             until(lambda: node.ask("/v1/.well-known/ready")[0] == 200, f"{node.name} is ready", 60.0)  # noqa: B023
         until(lambda: light(check(one, nodes=3)).verdict is Verdict.PASSING, "all three are seen", 30.0)
         assert deep(check(one, nodes=3)).details["nodes"] == 3
+        assert deep(check(one, write_probe=True)).details["written"] is True
 
         three.freeze()  # the list of nodes waits for it, 10 s long: a deep check does not
         result = is_(deep(check(one, nodes=3), 1.0), Verdict.WARNING, Cause.DEGRADED_CLUSTER)

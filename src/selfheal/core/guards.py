@@ -185,7 +185,7 @@ def storm(sight: Sight) -> Hold | None:
 
 
 def workload(sight: Sight) -> Hold | None:
-    """We must know who runs, that nobody stopped it, and that it is this one which failed (law 17)."""
+    """We must know who runs, that nobody stopped it, and that it is this one which failed."""
     e = sight.evidence
     wake = (f"service:{sight.name}",)
     if e.unconfirmed and not confirmed(sight.policy, e, sight.now):
@@ -282,7 +282,7 @@ def fleet_opens(ledger: Ledger) -> float:
 
 
 def parents(sight: Sight) -> Hold | None:
-    """A hard parent must be well, judged by a check that began after we failed and our backoff ended (law 6).
+    """A hard parent must be well, by a check that began after this service failed and its backoff ended.
 
     And after we last had reason to doubt our own view: what was seen before a partition is not news after it. While a
     question is put to people, a parent that was well when it was put need not be looked at anew: the yes will ask for

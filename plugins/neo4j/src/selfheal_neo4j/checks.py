@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from selfheal import Cause, CheckContext, CheckResult, Secret, Target, Tls, Verdict
+from selfheal import Cause, CheckContext, CheckResult, Secret, Target, Tls, Verdict, converse
 from selfheal.builtin import options
 from selfheal.errors import Problem
 from selfheal.wire import Talk, failing, inconclusive, warning
@@ -220,15 +220,28 @@ class Neo4jCheck:
         return await look(self, context, end, auth, trusted)
 
     async def doctor(self, context: CheckContext) -> list[Problem]:
-        """Return why `data_path` shows nothing of a disk."""
-        if self.data_path is None:
-            return []
+        """Return why nothing could be asked with this login, or why `data_path` shows nothing of a disk."""
+        found = []
         try:
-            await context.blocking(os.statvfs, self.data_path)
+            if self.data_path is not None:
+                await context.blocking(os.statvfs, self.data_path)
         except OSError as problem:
             why = f"cannot be looked at: {os.strerror(problem.errno or 0)}"
-            return [Problem(path="check.data_path", message=why, hint="any folder on the disk of its data will do")]
-        return []
+            found.append(Problem(path="check.data_path", message=why, hint="any folder on that disk will do"))
+        try:
+            result = await converse(await context.blocking(self.target), self.talk())
+        except OSError as problem:
+            inner = problem.__cause__ if isinstance(problem.__cause__, OSError) else problem
+            why = os.strerror(inner.errno) if inner.errno else type(inner).__name__
+            return [*found, Problem(path="check.uri", message=why, hint="see that Neo4j runs there")]
+        except (ValueError, LookupError) as problem:
+            why = f"it cannot be read: {type(problem).__name__}"
+            return [*found, Problem(path="check.uri", message=why, hint="see where it is to come from")]
+        if result.cause is Cause.AUTH:
+            found.append(Problem(path="check.password", message=result.summary, hint="a user that may log in and read"))
+        elif result.verdict in (Verdict.FAILING, Verdict.INCONCLUSIVE):
+            found.append(Problem(path="check.uri", message=result.summary, hint="see that Neo4j is well there"))
+        return found
 
     def _trust(self, end: Address) -> ssl.SSLContext | None:
         tls = self.tls(end)

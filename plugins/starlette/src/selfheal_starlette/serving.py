@@ -57,6 +57,9 @@ KEPT: Final = 15
 BEGUN: Final = 20.0
 """Seconds a connection may be open without a request under way; one that sends half a head is not open for ever."""
 
+OPENED: Final = 3.0
+"""Seconds between two tries to listen."""
+
 RENEWED: Final = 100
 """Tenths of a second between two looks whether the certificate was renewed."""
 
@@ -138,9 +141,9 @@ class Http:
         return host.strip("[]") or "127.0.0.1", int(port)
 
     async def serve(self, supervisor: Supervisor) -> None:
-        """Serve until cancelled. Raises `NotServed` for what would be unsafe, and for an address that is taken."""
+        """Serve until cancelled. What would be unsafe is not served, until it is safe; nor what has no address yet."""
         tokens = supervisor.journal.parent / FILE if supervisor.journal is not None else None
-        listening = await anyio.to_thread.run_sync(self._open, tokens)
+        listening = await self._opened(tokens)
         async with BlockingPortal() as portal:
             across = Across(supervisor, portal)
             app = self._app(across)
@@ -194,8 +197,20 @@ class Http:
                 return None
         return ("localhost", "127.0.0.1", "::1", host_name(host))
 
+    async def _opened(self, tokens: Path | None) -> socket.socket:
+        """Return the socket that listens, as soon as there can be one: after a token, an interface, another's end."""
+        told = ""
+        while True:
+            try:
+                return await anyio.to_thread.run_sync(self._open, tokens)
+            except NotServed as problem:
+                if str(problem) != told:
+                    told = str(problem)
+                    log.error("%s (it is tried again every %g s; the fleet is watched meanwhile)", told, OPENED)
+            await anyio.sleep(OPENED)
+
     def _open(self, tokens: Path | None) -> socket.socket:
-        """Return the socket that listens. Blocks."""
+        """Return the socket that listens. Blocks. Raises `NotServed`."""
         host, port = self.address
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

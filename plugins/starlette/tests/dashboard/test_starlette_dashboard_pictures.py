@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -120,7 +121,7 @@ def test_who_sees_it_for_the_first_time_reads_what_is_broken_and_what_is_done(
         scene.down.add("api")
         page.locator("h1", has_text="2 of 14 services are down").wait_for()
         story = page.locator(".stories li", has_text="database down since")
-        story.get_by_text("restarting, step 2 of 2").wait_for()
+        story.get_by_text(re.compile(r"restarting for \d+ s, step 2 of 2")).wait_for()
         story.get_by_text("waits for it").wait_for()
         take(page, "overview")
         phone = visit(site.page, viewport={"width": 360, "height": 740}, color_scheme="dark", device_scale_factor=1.5)

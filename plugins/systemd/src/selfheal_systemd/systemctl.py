@@ -76,19 +76,22 @@ class Systemctl:
     async def still_asking(self, context: Context, name: str) -> bool:
         """Whether a `systemctl` of ours still asks for a job of a unit: one that has outlived whoever started it.
 
-        Every process of our own user can be seen, whatever `/proc` hides. Raises `OSError` when it cannot be looked.
+        Every process of our own user can be seen, whatever `/proc` hides.
         """
         return await context.blocking(self._seen_asking, name)
 
     def _seen_asking(self, name: str) -> bool:
         asking = [(*_QUEUED, verb, "--", name) for verb in JOBS]
-        for seen in proc.everyone():
-            if not seen.alive or not seen.program.startswith("systemctl"):
+        for place in Path("/proc").iterdir():
+            if not place.name.isdigit():
                 continue
             try:
-                words = tuple(Path(f"/proc/{seen.identity.pid}/cmdline").read_text(errors="replace").split("\0")[:-1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has just ended
+                seen = proc.look(int(place.name))
+                if seen is None or not seen.alive or not seen.program.startswith("systemctl"):
+                    continue
+                words = tuple((place / "cmdline").read_text(errors="replace").split("\0")[:-1])
+            except OSError:
+                continue  # it has just ended; or it is hidden, and so none of ours
             if words[-5:] in asking and ("--user" in words) == (self.manager == "user"):
                 return True
         return False

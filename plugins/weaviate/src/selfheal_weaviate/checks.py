@@ -151,12 +151,27 @@ class WeaviateCheck:
         return graver(result, await self._grpc(target, context.remaining * 0.9), ready=True)
 
     async def doctor(self, context: CheckContext) -> list[Problem]:
-        """Return why the write probe could not be asked, or would not see the disk."""
+        """Return why nothing could be asked with this key, or why the write probe could not, or sees no disk."""
         found = []
         if self.write_probe and not context.deep:
-            found.append(Problem(path="check.write_probe", message=NOT_DEEP))
+            found.append(Problem(path="check.write_probe", message=NOT_DEEP, hint=SAY_DEEP))
         if problem := (await self._disk(None, context)).problem:
             found.append(Problem(path="check.data_path", message=problem, hint="any folder on that disk will do"))
+        try:
+            target = await context.blocking(self._target, LIGHT_LIMIT, False)
+            result = await converse(target, self._once(self._state()))
+        except OSError as problem:
+            inner = problem.__cause__ if isinstance(problem.__cause__, OSError) else problem
+            why = os.strerror(inner.errno) if inner.errno else type(inner).__name__
+            return [*found, Problem(path="check.url", message=why, hint="see that Weaviate runs there")]
+        except (ValueError, LookupError) as problem:
+            why = f"it cannot be read: {type(problem).__name__}"
+            return [*found, Problem(path="check.url", message=why, hint="see where it is to come from")]
+        if result.cause is Cause.AUTH:
+            hint = "a user with the role viewer, or with read_nodes"
+            found.append(Problem(path="check.api_key", message=result.summary, hint=hint))
+        elif result.verdict in (Verdict.FAILING, Verdict.INCONCLUSIVE):
+            found.append(Problem(path="check.url", message=result.summary, hint="see that Weaviate is well there"))
         return found
 
     async def _written(
@@ -174,6 +189,9 @@ class WeaviateCheck:
         except TimeoutError:
             written = failing(Cause.TIMEOUT, "it lists its nodes, but a write has no answer")
         details = {**result.details, **written.details}
+        if written.verdict is Verdict.FAILING and result.details.get("nodes") != 1:  # it may be about another node
+            cause = Cause.DEGRADED_CLUSTER if written.cause is Cause.ERROR else written.cause
+            written = attrs.evolve(written, verdict=Verdict.WARNING, cause=cause)
         if disk.problem and written.verdict is Verdict.PASSING:
             written = warning(Cause.CONFIG, disk.problem)
         return attrs.evolve(result if written.verdict is Verdict.PASSING else written, details=details)
@@ -272,7 +290,8 @@ CLOSES: Final = (
 )
 
 
-NOT_DEEP: Final = "the write probe is for the deep check only: say deep = true at the service"
+SAY_DEEP: Final = "say deep = true at the service"
+NOT_DEEP: Final = f"the write probe is for the deep check only: {SAY_DEEP}"
 
 NO_ROOM: Final = "it is not ready and all its shards are read-only: is its disk full? It may be read; make room"
 

@@ -6,6 +6,7 @@ no data, and so it is given to everybody; what it shows it asks of the API, as w
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
@@ -53,6 +54,8 @@ class Asset:
     """One file of the page."""
 
     body: bytes
+    packed: bytes
+    """The same for who takes gzip. It holds no data, so how small it gets tells nobody anything."""
     media_type: str
     etag: str
 
@@ -69,7 +72,8 @@ def assets() -> Mapping[str, Asset]:
                 body = entry.read_bytes()
                 name = prefix + entry.name
                 etag = f'"{sha256(body).hexdigest()[:32]}"'
-                found["" if name == "index.html" else name] = Asset(body=body, media_type=TYPES[end], etag=etag)
+                asset = Asset(body=body, packed=gzip.compress(body, mtime=0), media_type=TYPES[end], etag=etag)
+                found["" if name == "index.html" else name] = asset
     return found
 
 
@@ -92,11 +96,23 @@ def respond(request: Request, path: str) -> Response | None:
     asset = assets().get(path.removeprefix(f"/{AT}/"))
     if asset is None:
         return Response("There is no such file.\n", status_code=404, media_type="text/plain", headers=dict(HEADERS))
-    headers = {**HEADERS, "etag": asset.etag}
+    packed = _takes_gzip(request.headers.get("accept-encoding", ""))
+    etag = f'{asset.etag[:-1]}-gzip"' if packed else asset.etag
+    headers = {**HEADERS, "etag": etag, "vary": "Accept-Encoding"}
     asked = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
-    if asset.etag in asked or "*" in asked:
+    if etag in asked or "*" in asked:
         return Response(status_code=304, headers=headers)
+    if packed:
+        return Response(asset.packed, media_type=asset.media_type, headers={**headers, "content-encoding": "gzip"})
     return Response(asset.body, media_type=asset.media_type, headers=headers)
+
+
+def _takes_gzip(accepted: str) -> bool:
+    for one in accepted.split(","):
+        coding, _, weight = one.partition(";")
+        if coding.strip().lower() == "gzip":
+            return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False
 
 
 __all__ = ["AT", "HEADERS", "POLICY", "Asset", "assets", "respond"]

@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { h } from "./dom.js";
-import { count, link, span } from "./words.js";
+import { count, dayBegins, dayText, link, span } from "./words.js";
 
 const DAYS = 90;
 const LEGEND = [["up", "up"], ["degraded", "with a warning"], ["down", "with an outage"], ["planned", "maintenance"], ["unobserved", "not watched"]];
@@ -27,7 +27,7 @@ function bars(one) {
     const [kind, words] = kindOf(day);
     kinds[kind] += 1;
     const share = kind === "down" ? Math.max(1, Math.min(4, Math.ceil((day.down_seconds / day.observed_seconds) * 20))) : "";
-    return h("i", { class: `day ${kind}`, "data-share": share, title: `${day.date}: ${words}` });
+    return h("i", { class: `day ${kind}`, "data-share": share, title: `${dayText(day.date)}: ${words}` });
   }));
   const words = [["up", "up"], ["degraded", "with a warning"], ["down", "with an outage"], ["planned", "in maintenance"]].filter(([kind]) => kinds[kind]).map(([kind, said]) => `${count(kinds[kind], "day")} ${said}`);
   return h("div", { class: "bars", role: "img", "aria-label": `Of the last ${DAYS} days: ${[...words, `${DAYS - days.length + kinds.unobserved} not watched`].join(", ")}` }, blocks);
@@ -42,11 +42,12 @@ export default {
   draw({ data, status }) {
     const known = status.services.map((line) => line.service).filter((name) => data.services[name]);
     const divided = known.some((name) => data.services[name].days);
+    const begins = dayBegins(status.time.slice(0, 10));
     const worst = (name) => data.services[name].uptime_percentage ?? 101;
     known.sort((a, b) => worst(a) - worst(b) || (a < b ? -1 : 1));
     return [
       h("h1", { class: "title" }, divided ? "The last 90 days" : "Since recording began"),
-      divided ? h("p", { class: "quiet legend" }, LEGEND.map(([kind, words]) => h("span", {}, h("i", { class: `day ${kind}`, "data-share": 4 }), words)))
+      divided ? h("p", { class: "quiet legend" }, LEGEND.map(([kind, words]) => h("span", {}, h("i", { class: `day ${kind}`, "data-share": 4 }), words)), begins ? h("span", {}, `A day begins at ${begins} by your clock: midnight of UTC.`) : "")
         : h("p", { class: "quiet" }, "This server does not say how each day went; these are its numbers over all that is recorded."),
       divided && known.length ? h("p", { class: "quiet scale", "aria-hidden": "true" }, h("span", {}, `${DAYS} days ago`), h("span", {}, "today")) : "",
       h("ul", { class: "days" }, known.map((name) => {

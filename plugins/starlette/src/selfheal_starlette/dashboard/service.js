@@ -69,7 +69,7 @@ function ladder(line, one, explain) {
 function result(line, evidence) {
   const facts = [
     ["Verdict", evidence?.last_verdict], ["Cause", line.cause ?? evidence?.cause], ["Checked", ago(line.last_check)],
-    ["Latency", span(evidence?.latency_seconds)], ["Summary", evidence?.summary], ["Failing since", clock(evidence?.failing_since, true)],
+    ["Latency", span(evidence?.latency_seconds)], ["Summary", evidence?.summary], ["Failing since", DOWN.has(line.state) ? "" : clock(evidence?.failing_since, true)],
     ["Runs as", evidence?.instance ? `${evidence.instance.id} (${evidence.instance.run})` : ""],
     ...Object.entries(evidence?.details ?? {}),
   ];

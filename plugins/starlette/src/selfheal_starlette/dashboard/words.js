@@ -76,6 +76,19 @@ function local(iso, form) {
   return `${(moment.getFullYear() === today.getFullYear() ? day : date).format(moment)}, ${form.format(moment)}`;
 }
 
+/** The hour at which a day of UTC begins by the reader's clock; "" where that is midnight. */
+export function dayBegins(date) {
+  const begin = hour.format(new Date(`${date}T00:00:00Z`));
+  return begin === "00:00" ? "" : begin;
+}
+
+/** A day of UTC, as the reader's clock has it. */
+export function dayText(date) {
+  const begin = `${date}T00:00:00Z`;
+  const end = new Date(Date.parse(begin) + 86400000).toISOString();
+  return dayBegins(date) ? `${local(begin, hour)} to ${local(end, hour)}` : date;
+}
+
 const utc = (iso) => `${iso.slice(0, 19).replace("T", " ")} UTC`;
 
 /** A time by the reader's clock, with UTC beside it. */
@@ -144,12 +157,12 @@ export function plan(line, more) {
 }
 
 function repairing(line, more) {
-  const now_ = line.under_way;
-  if (!now_) return `attempt ${line.attempt}: repairing`;
-  const place = now_.steps > 1 ? `, step ${now_.step + 1} of ${now_.steps}` : "";
+  const busy = line.under_way;
+  if (!busy) return `attempt ${line.attempt}: repairing`;
+  const place = busy.steps > 1 ? `, step ${busy.step + 1} of ${busy.steps}` : "";
   const again = line.attempt > 1 ? `, attempt ${line.attempt}${more ? ` of ${more.policy.max_retries}` : ""}` : "";
-  const what = now_.phase === "acting" ? DOING[now_.action] ?? `running ${now_.action}` : `${now_.action} done, checking whether it helped`;
-  return `${what}${place}${again}`;
+  if (busy.phase === "acting") return [DOING[busy.action] ?? `running ${busy.action}`, " for ", lasting(busy.since), place, again];
+  return `${busy.action} done, checking whether it helped${place}${again}`;
 }
 
 function waiting(line, more) {
