@@ -81,7 +81,9 @@ systemctl stop "$@"
 systemctl reset-failed "$@"
 for unit; do
     rm -rf "/run/systemd/system/$unit" "/run/systemd/system.control/$unit.d" "/etc/systemd/system.control/$unit.d"
+    rm -f "/etc/systemd/system/$unit" "/etc/systemd/system/selfheal-stack.target.wants/$unit"
 done
+systemctl daemon-reload
 """
 
 
@@ -261,10 +263,6 @@ class Systemd:
         if not names:
             return
         self.run("/bin/sh", "-c", TIDY, "sh", *names, check=False)
-        for name in names:
-            (self.root / "etc/systemd/system" / name).unlink(missing_ok=True)
-            (self.root / "etc/systemd/system/selfheal-stack.target.wants" / name).unlink(missing_ok=True)
-        self.ask("daemon-reload")
 
     def programs(self, user: str = "") -> Path:
         """Return a folder with `systemctl` and `busctl` that speak to it, as this user of it."""

@@ -18,7 +18,7 @@ from selfheal.loading import load_plugins
 from selfheal.testing import servers
 from selfheal.wire import rehearse
 from selfheal_weaviate.checks import WeaviateCheck
-from selfheal_weaviate.writing import RIGHTS, Disk, judge_write
+from selfheal_weaviate.writing import RIGHTS, Disk, Probe, judge_write
 
 
 def http(status: int, body: object = None, *headers: str) -> bytes:
@@ -139,6 +139,12 @@ def test_on_a_cluster_a_write_that_fails_is_no_reason_to_restart_this_node(
     assert (result.verdict, result.cause) == (verdict, cause), result
     assert "node3" in result.summary
     assert result.details["written"] is False
+
+
+def test_s63_what_is_kept_between_two_probes_shows_no_key() -> None:
+    one = WeaviateCheck(url="http://weaviate:8080", api_key=Secret("sesame"), write_probe=True)
+    kept = Probe(address=one.address(), target=one.target(), headers={"Authorization": "Bearer sesame"})
+    assert "sesame" not in repr(kept)
 
 
 def test_the_key_goes_to_the_list_of_nodes_and_not_to_ready() -> None:

@@ -134,7 +134,11 @@ def test_nothing_jumps_and_nothing_chatters_while_nothing_happens(many: Site, vi
     page.evaluate("""() => {
         window.shifted = 0;
         window.said = 0;
-        new PerformanceObserver((list) => list.getEntries().forEach((one) => (window.shifted += one.value)))
+        window.moved = [];
+        new PerformanceObserver((list) => list.getEntries().forEach((one) => {
+            window.shifted += one.value;
+            window.moved.push(...one.sources.map(({node}) => (node?.parentElement ?? node)?.outerHTML.slice(0, 120)));
+        }))
             .observe({type: 'layout-shift'});
         new MutationObserver(() => (window.said += 1))
             .observe(document.getElementById('news'), {subtree: true, childList: true, characterData: true});
@@ -142,7 +146,7 @@ def test_nothing_jumps_and_nothing_chatters_while_nothing_happens(many: Site, vi
     with page.expect_response("**/status"):
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # then it asks at once, as every 5 s
     page.wait_for_timeout(2000)  # the tick comes every second, and news a moment later
-    assert page.evaluate("[window.shifted, window.said]") == [0, 0]
+    assert page.evaluate("[window.shifted, window.said]") == [0, 0], page.evaluate("window.moved")
 
 
 def test_the_graph_draws_each_line_between_its_services_and_marks_what_is_broken(many: Site, visit: Visit) -> None:
