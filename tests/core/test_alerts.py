@@ -72,6 +72,11 @@ def test_what_is_not_believed_down_calls_for_nothing(state: State) -> None:
             {"warning": "disk at 91 %"},
         ),
         (Condition(state=State.DEGRADED, reason="warning"), {"warning": "a check warns"}),
+        (
+            Condition(state=State.DEGRADED, reason="warning", cause=Cause.FULL, detail="every write is refused"),
+            {"degraded": "every write is refused"},
+        ),
+        (Condition(state=State.DEGRADED, reason="warning", cause=Cause.OVERLOADED), {"warning": "a check warns"}),
         (Condition(state=State.DEGRADED, reason="slow"), {"degraded": "slow"}),
         (Condition(state=State.DEGRADED, reason="slow", detail="0.9 s"), {"degraded": "slow: 0.9 s"}),
         (

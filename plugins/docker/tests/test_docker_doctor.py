@@ -88,7 +88,8 @@ def test_where_all_is_well_nothing_is_found_and_nothing_was_done(docker: DockerE
 
 
 def test_a_docker_that_cannot_be_reached_is_found(docker: DockerEngine) -> None:
-    assert "there is no such socket" in said(found(DockerWorkload(container=NAME, host="unix:///nowhere.sock")))
+    (problem,) = found(DockerWorkload(container=NAME, host="unix:///nowhere.sock"))
+    assert problem.message == "unix:///nowhere.sock: there is no such socket"
     docker.freeze()
     try:
         assert "gave no answer" in said(

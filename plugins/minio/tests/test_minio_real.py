@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -357,16 +357,19 @@ def test_more_requests_than_it_takes_is_overloaded(minio: Minio) -> None:
     minio.start(MINIO_API_REQUESTS_MAX="1")
     client(minio).make_bucket(bucket_name=BUCKET)
     url = client(minio).presigned_put_object(bucket_name=BUCKET, object_name="slow")
-    crowd = http.client.HTTPConnection("127.0.0.1", minio.port, timeout=5.0)
-    try:
-        crowd.putrequest("PUT", url.removeprefix(minio.url))
-        crowd.putheader("Content-Length", "1000000")
-        crowd.endheaders(b"the rest comes later")
-        until(lambda: minio.ask(f"/{BUCKET}")[0] == 429, "MinIO refuses another request")
+    with ExitStack() as crowd:
+
+        def refuses() -> bool:
+            """One that comes while another is still served is refused itself: so it is tried until one is let in."""
+            one = crowd.enter_context(closing(http.client.HTTPConnection("127.0.0.1", minio.port, timeout=5.0)))
+            one.putrequest("PUT", url.removeprefix(minio.url))
+            one.putheader("Content-Length", "1000000")
+            one.endheaders(b"the rest comes later")
+            return minio.ask(f"/{BUCKET}")[0] == 429
+
+        until(refuses, "MinIO refuses another request")
         result = is_(deep(check(minio)), Verdict.FAILING, Cause.OVERLOADED)
         assert "429" in result.summary
-    finally:
-        crowd.close()
     until(lambda: deep(check(minio)).verdict is Verdict.PASSING, "the crowd has left")
 
 

@@ -16,7 +16,7 @@ from tests.stack.redis import RedisServer
 
 from selfheal.builtin.wire_checks import RedisPing
 from selfheal.core.model import Effect
-from selfheal.errors import ActionFailed
+from selfheal.errors import ActionFailed, Problem
 from selfheal.secret import Secret
 from selfheal.shell.contexts import Act
 from selfheal.shell.plugin_thread import Ending, Outcome
@@ -68,6 +68,16 @@ class Acting:
         outcome = await self.run(action, check, workload, timeout)
         assert isinstance(outcome.error, ActionFailed), outcome
         return str(outcome.error)
+
+    async def proves(self, action: Any, check: Any, workload: Any = None, timeout: float = 5.0) -> list[Problem]:
+        """Return what the doctor of an action says."""
+        act = Act(key="doctor", check=check, workload=workload)
+        outcome = await self.stage.run(
+            lambda: action.doctor(self.stage.contexts.for_action(SERVICE, action, timeout, act)), timeout
+        )
+        assert outcome.ending is Ending.VALUE, outcome.error
+        assert isinstance(outcome.value, list)
+        return outcome.value
 
 
 @asynccontextmanager
@@ -324,3 +334,44 @@ async def test_a_black_hole_and_one_that_is_no_redis_are_failures_in_words() -> 
         with servers.black_hole() as hole, servers.answer(b"HTTP/1.1 400 Bad Request\r\n\r\n") as http:
             assert "in time" in await act.refuses(ResetCache(database=0), RedisCheck(url=f"redis://{hole}"), None, 0.5)
             assert "not the answer" in await act.refuses(ResetCache(database=0), RedisCheck(url=f"redis://{http}"))
+
+
+# -- before they are needed ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("action", "rules"),
+    [
+        (ResetCache(pattern="cache:*"), "+info +scan +unlink ~cache:*"),
+        (ResetCache(database=0), "+info +dbsize +flushdb"),
+        (Reconnect(kill_idle=3600.0), "+client|id +client|list +client|kill"),
+    ],
+    ids=["pattern", "database", "clients"],
+)
+async def test_s62_what_the_user_may_not_is_told_and_the_remedy_works_word_for_word(
+    redis: RedisServer, action: Any, rules: str
+) -> None:
+    redis.start("--user", "healer", "on", ">sesame", "-@all", "+ping")
+    fill(redis, 100, 0)
+    (client,) = redis.crowd(1)
+    check = RedisCheck(url=redis.url, username="healer", password=Secret("sesame"))
+    async with acting() as act:
+        (problem,) = await act.proves(action, check)
+        assert problem.hint == f"ACL SETUSER healer {rules}"
+        assert problem.message.startswith(f"{action.verb}: the user healer lacks ")
+        assert redis.ask(*problem.hint.split()) == "OK"
+        assert await act.proves(action, check) == []
+        assert (redis.ask("DBSIZE"), client.ask("PING")) == (100, "PONG"), "nothing was done"
+        await act.does(action, check)
+
+
+async def test_s62_what_would_be_refused_or_cannot_be_proven_is_told(redis: RedisServer) -> None:
+    async with acting() as act:
+        check = RedisCheck(url=redis.url)
+        for action in (ResetCache(database=0), Reconnect(kill_idle=60.0)):
+            assert "not proven" in str(await act.proves(action, check))
+        assert await act.proves(Reconnect(), check) == []
+        redis.start()
+        fill(redis, 100, 12)
+        assert "12 of 112 keys" in str(await act.proves(ResetCache(database=0), check))
+        assert "it is not said" in str(await act.proves(ResetCache(), check))

@@ -109,6 +109,13 @@ class Acting:
         assert outcome.value is None or isinstance(outcome.value, Settled)
         return outcome.value
 
+    async def proves(self, action: Failover, server: RedisServer, workload: Any = None) -> str:
+        """Return what the doctor of an action says."""
+        outcome = await self._stage.run(lambda: action.doctor(self._context(action, server, workload, 5.0)), 5.0)
+        assert outcome.ending is Ending.VALUE, outcome.error
+        assert isinstance(outcome.value, list)
+        return " ".join(map(str, outcome.value))
+
 
 @asynccontextmanager
 async def acting() -> AsyncIterator[Acting]:
@@ -239,6 +246,25 @@ async def test_a_replica_that_is_dead_locked_or_frozen_is_a_failure_in_time(
         assert await act.probe(action, redis) is None
 
 
+async def test_s62_what_is_missing_for_a_failover_is_told_before_it_is_needed(
+    redis: RedisServer, replica: RedisServer
+) -> None:
+    action = Failover(replica=replica.address)
+    async with acting() as act:
+        assert await act.proves(action, redis, Kept(server=redis)) == ""
+        assert "has no workload" in await act.proves(action, redis)
+        stop = Failover(replica=replica.address, fence="stop")
+        assert "cannot be stopped" in await act.proves(stop, redis, Kept(server=redis))
+        assert await act.proves(stop, redis, Stoppable(server=redis)) == ""
+        itself = Failover(replica=redis.address)
+        assert "is no replica but a master" in await act.proves(itself, redis, Kept(server=redis))
+        assert replica.ask("ACL", "SETUSER", "default", "-replicaof") == "OK"
+        assert "ACL SETUSER default +replicaof" in await act.proves(action, redis, Kept(server=redis))
+        replica.kill()
+        assert "cannot be reached" in await act.proves(action, redis, Kept(server=redis))
+    assert role(redis) == "master"
+
+
 def test_a_failover_without_a_name_is_refused_at_load() -> None:
     for options in (
         {},
@@ -272,6 +298,9 @@ def by_sentinel(*sentinels: str) -> Failover:
 
 async def test_a_primary_that_is_well_is_left_alone(redis: RedisServer, sentinel: RedisSentinel) -> None:
     async with acting() as act:
+        assert await act.proves(by_sentinel(sentinel.address), redis) == ""
+        stranger = Failover(sentinels=(sentinel.address,), master="stranger")
+        assert "knows no stranger" in await act.proves(stranger, redis)
         said = await act.does(by_sentinel(f"127.0.0.1:{free_port()}", sentinel.address), redis)
         assert said == f"the primary {redis.address} is well, and was left alone"
     assert role(redis) == "master"

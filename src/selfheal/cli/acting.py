@@ -76,6 +76,8 @@ def _on_service(name: str, request: str, about: str) -> click.Command:
 
 enable = _on_service("enable", "enable", TABLE["enable"].about)
 disable = _on_service("disable", "disable", f"{TABLE['disable'].about} It stays off until somebody enables it.")
+
+
 def _on_question(name: str) -> click.Command:
     """Return the command that answers the question of a step."""
 

@@ -18,6 +18,7 @@ from selfheal.core.ledger import Ledger, alert_key
 from selfheal.core.model import (
     INSPECTION_FAILED,
     Alert,
+    Cause,
     Condition,
     Severity,
     State,
@@ -50,6 +51,9 @@ FLEET_RULES: Final[Mapping[str, Severity]] = {
 
 STICKY: Final = ("unattended", "flapping", "in_doubt")
 """Rules that stay open until the service is well, disabled or gone."""
+
+SHORT: Final = (Cause.FULL, Cause.READ_ONLY)
+"""Causes of a warning that is told as DEGRADED is, and not as a warning."""
 
 UNATTENDED: Final[Mapping[str, tuple[str, ...]]] = {
     "escalated": ("",),
@@ -92,7 +96,8 @@ def wanted(condition: Condition) -> dict[str, str]:
         return rules
     if c.state is State.DEGRADED:
         if c.reason == "warning":
-            return {"warning": c.detail or "a check warns"}
+            # Who is nearly full, or refuses writes, serves with something missing: that is no hint for the morning.
+            return {"degraded" if c.cause in SHORT else "warning": c.detail or "a check warns"}
         return {"degraded": c.reason + (f": {c.detail}" if c.detail else "")}
     return {}
 

@@ -451,7 +451,7 @@ class Left:
 def _logged(told: Told) -> None:
     """Write a record to the log in words: why something was done, or not, is asked for there first."""
     kind = told.record.kind
-    if kind in QUIET or not records_log.isEnabledFor(logging.INFO):
+    if kind in QUIET or not records_log.isEnabledFor(logging.WARNING):
         return
     record = shapes.public(told.record, seq=told.seq, wall=told.wall, volatile=told.volatile)
     serious = kind == "alert_changed" and record["open"] and record["severity"] in ("critical", "high")

@@ -51,7 +51,8 @@ def unanswered(docker: Docker, problem: OSError | ActionFailed) -> Problem:
     """Return the problem that Docker gives no answer, or none that can be read."""
     if isinstance(problem, socket.gaierror):
         return Problem(path="workload.host", message=f"{docker.host}: {problem}", hint="correct the name")
-    text, _, hint = line(problem, 400).partition("; ")
+    said = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
+    text, _, hint = line(said, 400).partition("; ")
     return Problem(path="workload.host", message=text, hint=hint or "see that Docker runs and answers there")
 
 

@@ -16,12 +16,13 @@ import attrs
 
 from selfheal import Cause, Effect, Run, Settled
 from selfheal.builtin.options import seconds
-from selfheal.errors import ActionFailed
+from selfheal.errors import ActionFailed, Problem
 from selfheal.plugins import ActionContext, Starting
 from selfheal.secret import Secret
 from selfheal_redis.address import Address, read_node
 from selfheal_redis.driver import loaded
 from selfheal_redis.judge import CAUSES, number
+from selfheal_redis.proving import PATH, lacking, unproven
 from selfheal_redis.reaching import address_of, check_of, told
 from selfheal_redis.replies import NotRedis, Refusal, Reply, read_info
 
@@ -117,6 +118,15 @@ class Failover:
         # With `stop` the old primary may have been stopped all the same, and so something has happened.
         return Settled.NOT_STARTED if role == "slave" and self.fence == "workload" else None
 
+    async def doctor(self, context: ActionContext) -> list[Problem]:
+        """Return what is missing for a failover, without doing it. Of Sentinels: whether one knows this primary."""
+        await loaded(context)
+        doing = _Election(self, context) if self.replica is None else _Promotion(self, context)
+        try:
+            return await doing.problems()
+        except ActionFailed as problem:
+            return [unproven(self.verb, problem)]
+
     def node(self, context: ActionContext, where: str, password: Secret | None) -> Address:
         """Return the address of another server of this kind: same TLS, same user."""
         own = address_of(check_of(context))
@@ -152,6 +162,34 @@ class _Promotion:
                 await line.must("ROLE")
                 # What lay unread at a replica that was frozen is done by its next turn, and so before a second answer.
                 return role_of(await line.must("ROLE"))
+
+    async def problems(self) -> list[Problem]:
+        """Return what is missing. Raises `ActionFailed` when the replica cannot be asked."""
+        from selfheal_redis.line import dialled  # noqa: PLC0415  # it needs the driver
+
+        verb, found = self.action.verb, []
+        asked = {"+role": ("ROLE",), "+info": ("INFO", "replication"), "+replicaof": ("REPLICAOF", "doctor", "nowhere")}
+        with told(f"the replica {self.address.shown}"):
+            async with dialled(self.address, self.check.tls(), self.context) as line:
+                found += await lacking(line, verb, self.address.user, asked)
+                if not found and (role := role_of(await line.must("ROLE"))) != "slave":
+                    message = f"{verb}: {self.address.shown} is no replica but a {role}"
+                    found.append(Problem(path=PATH, message=message, hint="name one in `replica`"))
+        if missing := self._no_fence():
+            found.append(Problem(path=PATH, message=f"{verb}: the old primary cannot be fenced", hint=missing))
+        return found
+
+    def _no_fence(self) -> str:
+        """Return what is missing for a fence; empty where nothing is."""
+        workload = self.context.workload
+        if workload is None:
+            return (
+                "the service has no workload that could say whether the old primary is down; give it one, "
+                "let Sentinel decide (`sentinels`), or register a callback that fences it and fails over"
+            )
+        if self.action.fence == "stop" and not isinstance(workload, Starting):
+            return f'the workload {workload.kind} cannot be stopped (fence = "stop")'
+        return ""
 
     async def run(self) -> str:
         """Look at the replica, fence the old primary, look again, promote. Raises `ActionFailed` with what it left."""
@@ -206,12 +244,10 @@ class _Promotion:
 
     async def _fence(self) -> None:
         """Make certain that the old primary is down. Raises `ActionFailed` with what is missing."""
+        if missing := self._no_fence():
+            raise ActionFailed(f"not fenced: {missing}")
         workload = self.context.workload
-        if workload is None:
-            raise ActionFailed(
-                "not fenced: the service has no workload that could say whether the old primary is down; give it one, "
-                "let Sentinel decide (`sentinels`), or register a callback that fences it and fails over"
-            )
+        assert workload is not None
         expected = self.context.expected
         with asked("inspected"):
             seen = await workload.inspect(self.context)
@@ -220,8 +256,7 @@ class _Promotion:
                 f"not fenced: {seen.id} is the old primary by now, not {expected.id} whose failure was seen"
             )
         if self.action.fence == "stop":
-            if not isinstance(workload, Starting):
-                raise ActionFailed(f'not fenced: the workload {workload.kind} cannot be stopped (fence = "stop")')
+            assert isinstance(workload, Starting)
             with asked("stopped"):
                 await workload.stop(self.context)
             self.stopped = True
@@ -290,15 +325,38 @@ class _Election:
         self.check = check_of(context)
         self.name = str(action.master)
 
+    async def problems(self) -> list[Problem]:
+        """Return which Sentinels cannot be asked, or do not know this primary."""
+        from selfheal_redis.line import Refused, dialled  # noqa: PLC0415  # it needs the driver
+
+        found = []
+        for where in self.action.sentinels:
+            words = ""
+            try:
+                address = self._sentinel(where)
+                within = self.context.remaining / len(self.action.sentinels)
+                async with dialled(address, self.check.tls(), self.context, within=within) as line:
+                    await self._primary(line)
+            except (OSError, Refused, NotRedis, ActionFailed) as problem:
+                words = str(problem)
+            if words:
+                message = f"{self.action.verb}: the Sentinel {where}: {words}"
+                found.append(Problem(path=PATH, message=message, hint="correct `sentinels`, `master` or its password"))
+        return found
+
+    def _sentinel(self, where: str) -> Address:
+        address = self.action.node(self.context, where, self.action.sentinel_password)
+        if self.action.sentinel_password is None:
+            return attrs.evolve(address, user=None, password=None)
+        return address
+
     async def run(self) -> str:
         """Ask the first Sentinel that answers, and say what became of it; a primary that is well is left alone."""
         from selfheal_redis.line import Refused, dialled  # noqa: PLC0415  # it needs the driver
 
         troubles: list[str] = []
         for where in self.action.sentinels:
-            address = self.action.node(self.context, where, self.action.sentinel_password)
-            if self.action.sentinel_password is None:
-                address = attrs.evolve(address, user=None, password=None)
+            address = self._sentinel(where)
             share = self.context.remaining / (len(self.action.sentinels) - len(troubles) + 1)
             try:
                 async with dialled(address, self.check.tls(), self.context, within=share) as line:

@@ -13,11 +13,12 @@ import attrs
 
 from selfheal import Effect, Settled
 from selfheal.builtin.options import seconds
-from selfheal.errors import ActionFailed
+from selfheal.errors import ActionFailed, Problem
 from selfheal.plugins import ActionContext
 from selfheal_redis.check import NAME
 from selfheal_redis.judge import NO_PLACE
-from selfheal_redis.reaching import check_of, reaching
+from selfheal_redis.proving import lacking, unproven
+from selfheal_redis.reaching import address_of, check_of, reaching
 from selfheal_redis.replies import Refusal
 
 if TYPE_CHECKING:
@@ -98,6 +99,21 @@ class Reconnect:
     async def probe(self, context: ActionContext) -> Settled | None:
         """Return None: which clients there were before is not known any more."""
         return None
+
+    async def doctor(self, context: ActionContext) -> list[Problem]:
+        """Return which commands the user may not do, none of which ends anybody here."""
+        if not self.kills:
+            return []
+        asked = {
+            "+client|id": ("CLIENT", "ID"),
+            "+client|list": ("CLIENT", "LIST", "TYPE", self.kill_type),
+            "+client|kill": ("CLIENT", "KILL", "ID", "0"),
+        }
+        try:
+            async with reaching(context) as line:
+                return await lacking(line, self.verb, address_of(check_of(context)).user, asked)
+        except ActionFailed as problem:
+            return [unproven(self.verb, problem)]
 
     async def _kill(self, line: Line) -> str:
         mine = await line.must("CLIENT", "ID")

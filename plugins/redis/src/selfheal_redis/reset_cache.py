@@ -7,16 +7,18 @@ ever is not on such a server. Nothing here can reach more than one database, and
 from __future__ import annotations
 
 import re
+import secrets
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import attrs
 
 from selfheal import Effect, Settled
 from selfheal.builtin.options import whole
-from selfheal.errors import ActionFailed
+from selfheal.errors import ActionFailed, Problem
 from selfheal.plugins import ActionContext
 from selfheal_redis.judge import keys_of
-from selfheal_redis.reaching import reaching
+from selfheal_redis.proving import PATH, lacking, unproven
+from selfheal_redis.reaching import address_of, check_of, reaching
 from selfheal_redis.replies import read_info
 
 if TYPE_CHECKING:
@@ -102,6 +104,29 @@ class ResetCache:
     async def probe(self, context: ActionContext) -> Settled | None:
         """Return None: an empty database may have been filled again, and a full one emptied before."""
         return None
+
+    async def doctor(self, context: ActionContext) -> list[Problem]:
+        """Return what it would be refused for, now: rights, and what the server is. Nothing is deleted."""
+        if self.pattern is None and self.database is None:
+            message = f"{self.verb}: it is not said what may be deleted"
+            return [Problem(path=PATH, message=message, hint="give the step a `pattern` or a `database`")]
+        asked = {"+info": ("INFO", "server"), "+dbsize": ("DBSIZE",), "+flushdb": ("FLUSHDB", "selfheal-doctor")}
+        if self.pattern is not None:
+            nobody = f"{_WILD.split(self.pattern)[0]}selfheal-doctor-{secrets.token_hex(16)}"
+            key = f"+unlink ~{self.pattern}"
+            asked = {"+info": asked["+info"], "+scan": ("SCAN", "0", "COUNT", "1"), key: ("UNLINK", nobody)}
+        try:
+            async with reaching(context, database=self.database) as line:
+                if problems := await lacking(line, self.verb, address_of(check_of(context)).user, asked):
+                    return problems
+                try:
+                    await self._prove(line)
+                except ActionFailed as problem:
+                    hint = "leave the step away, or name the server that is the cache"
+                    return [Problem(path=PATH, message=f"{self.verb}: {problem}", hint=hint)]
+        except ActionFailed as problem:
+            return [unproven(self.verb, problem)]
+        return []
 
     async def _prove(self, line: Line) -> None:
         """Raise `ActionFailed` unless this server is a cache that may be emptied."""

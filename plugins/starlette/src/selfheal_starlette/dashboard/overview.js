@@ -173,7 +173,7 @@ function row(line, status, more, next) {
     cell("State", badge(line.state)),
     cell("Since", clock(since), open ? h("span", { class: "why" }, lasting(since)) : ""),
     cell("Doing", plan(line, more), why ? h("span", { class: "why" }, why) : ""),
-    cell("Last result", line.last_check ? [line.last_verdict ?? "undecided", ", ", h("span", { class: "took" }, line.latency_seconds !== null ? `${span(line.latency_seconds)}, ` : "", ago(line.last_check))] : "none yet"),
+    cell("Last result", line.last_check ? [h("span", { class: "found" }, line.last_verdict ?? "undecided"), " ", h("span", { class: "took" }, h("span", {}, span(line.latency_seconds)), " ", ago(line.last_check))] : "none yet"),
     next ? cell("Next check", line.next_check ? left(line.next_check) : line.under_way?.phase === "acting" ? "after that" : "none") : "");
 }
 
