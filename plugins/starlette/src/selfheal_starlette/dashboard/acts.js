@@ -17,6 +17,9 @@ export function may(scope, service) {
 
 const of = (verb) => ({ service }) => `services/${seg(service)}/${verb}`;
 const some = (about) => (about.service ? { services: [about.service] } : { everything: true });
+// What somebody saw waiting: another step may wait by the time that the answer arrives, and is not meant.
+const seen = ({ action }) => (action ? { action } : {});
+const step = ({ action }) => (action ? `“${action}”` : "the next step");
 const whom = ({ service }) => service ?? "the whole fleet";
 
 const ACTS = {
@@ -27,8 +30,8 @@ const ACTS = {
   resume: { label: "Resume", title: (a) => `End the pause of ${whom(a)}?`, text: "What fails is repaired again.", path: () => "resume", body: some },
   maintenance: { label: "Maintenance", title: (a) => `Maintenance of ${whom(a)}?`, text: "Checks go on; nothing is done and nobody is paged. It is not counted as downtime.", path: () => "maintenance", body: some, lasts: true },
   silence: { label: "Silence", title: (a) => `Silence ${whom(a)}?`, text: "Nobody is told of what fails; what is over is still told.", path: () => "silences", body: some, lasts: true },
-  approve: { label: "Approve", title: (a) => `Let the next step of ${a.service} run?`, text: "The step that waits for a person runs.", path: of("approve"), strong: true },
-  refuse: { label: "Refuse", title: (a) => `Skip the next step of ${a.service}?`, text: "The step is passed over, and the ladder goes on after it.", path: of("refuse") },
+  approve: { label: "Approve", title: (a) => `Let ${step(a)} of ${a.service} run?`, text: "The step that waits for a person runs.", path: of("approve"), body: seen, strong: true },
+  refuse: { label: "Refuse", title: (a) => `Skip ${step(a)} of ${a.service}?`, text: "The step is passed over, and the ladder goes on after it.", path: of("refuse"), body: seen },
   acknowledge: { label: "Acknowledge", title: (a) => `Say that you see to ${a.service}?`, text: "Its alerts stay, but nobody is called again.", path: of("acknowledge") },
   lift: { label: "End it", title: () => "End this suppression?", text: "From now on things are done, or told, as usual.", path: () => "lift", body: (a) => ({ suppression: a.suppression }) },
   release: { label: "Release", title: (a) => `Release the hold “${a.hold}”?`, text: "selfheal acts again, by your word and against its own evidence.", path: () => "release", body: (a) => ({ hold: a.hold }), scope: "admin", strong: true },

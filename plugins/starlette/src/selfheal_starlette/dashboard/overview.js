@@ -67,7 +67,8 @@ const IS = { failed: "down", recovering: "down", unhealthy: "failing", degraded:
 /** The buttons for who is asked about a service; nothing where nobody is. */
 function choices(asked) {
   const about = { service: asked.service };
-  return asked.action === "manual_intervention" ? button("acknowledge", about) : [button("approve", about), button("refuse", about)];
+  if (asked.action === "manual_intervention") return button("acknowledge", about);
+  return ["approve", "refuse"].map((answer) => button(answer, { ...about, action: asked.action }));
 }
 
 /** Who has taken it on, as far as people said so. */

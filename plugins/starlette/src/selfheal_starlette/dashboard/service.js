@@ -16,7 +16,7 @@ function acts(line, status) {
   return h("p", { class: "acts", role: "group", "aria-label": "What you may do" },
     line.state === "disabled" ? button("enable", about, { kind: "primary", key: "able" }) : [
       button("recover", about, { kind: line.state === "failed" ? "primary" : "" }),
-      line.reason === "held:approval" ? [button("approve", about), button("refuse", about)] : "",
+      line.reason === "held:approval" ? ["approve", "refuse"].map((answer) => button(answer, { ...about, action: line.detail })) : "",
       line.incident !== null ? button("acknowledge", about) : "",
       button(paused ? "resume" : "pause", about, { key: "pause" }),
       button("maintenance", about), button("silence", about), button("disable", about, { key: "able" }),
