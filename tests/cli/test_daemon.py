@@ -50,6 +50,7 @@ def test_a_program_that_dies_is_restarted_and_every_command_tells_of_it(house: H
         assert "\x1b" not in done.stdout
     assert "restart intended" in house.run("incident", "1").stdout
     assert "depends_on" in house.run("service", "shop").stdout
+    assert "all together" in house.run("statistics").stdout
 
 
 def test_people_act_and_are_recorded(house: House) -> None:

@@ -333,6 +333,7 @@ def statistics(service: str | None, last: float | None, as_json: bool) -> None:
     if as_json:
         screen.document(answer)
         return
+    together = [("all together", answer["fleet"])] if len(answer["services"]) > 1 and "fleet" in answer else []
     rows = [
         (
             name,
@@ -345,7 +346,7 @@ def statistics(service: str | None, last: float | None, as_json: bool) -> None:
             span(one["median_recovery_seconds"]) or "no data",
             span(one["p90_recovery_seconds"]) or "no data",
         )
-        for name, one in answer["services"].items()
+        for name, one in (*answer["services"].items(), *together)
     ]
     headers = ("SERVICE", "UP", "SEEN", "FAILED", "RECOVERED", "HEALED ITSELF", "HELPED", "MEDIAN", "90 % WITHIN")
     screen.table(headers, rows, empty="nothing is recorded yet")
