@@ -163,7 +163,18 @@ def test_without_knowing_who_runs_nothing_is_done(instance: Instance | None, det
     assert hold.ask == (("db",) if instance is None else ())
 
 
-@pytest.mark.parametrize("run", [Run.RUNNING, Run.STARTING, Run.EXITED, Run.ABSENT])
+def test_what_somebody_is_starting_is_left_to_them_for_as_long_as_a_start_may_take() -> None:
+    """A systemd that restarts it itself, a Docker whose health check has not passed: an action would be refused."""
+    managed = service(has_workload=True, starting_limit=300.0)
+    begun = attrs.evolve(FAILS, instance=running(1, Run.STARTING, detail="systemd is about to start it again"))
+    hold = asked("workload", sight(managed, evidence=begun))
+    assert hold is not None
+    assert hold.detail == "it is being started: systemd is about to start it again"
+    assert hold.until == sight(managed).condition.since + 300.0
+    assert asked("workload", attrs.evolve(sight(managed, evidence=begun), now=hold.until)) is None
+
+
+@pytest.mark.parametrize("run", [Run.RUNNING, Run.EXITED, Run.ABSENT])
 def test_what_runs_or_has_ended_may_be_acted_on(run: Run) -> None:
     assert (
         asked("workload", sight(service(has_workload=True), evidence=attrs.evolve(FAILS, instance=running(1, run))))

@@ -185,7 +185,7 @@ def storm(sight: Sight) -> Hold | None:
 
 
 def workload(sight: Sight) -> Hold | None:
-    """We must know who runs, that nobody stopped it, and that it is this one which failed."""
+    """We must know who runs, that nobody stopped it or is starting it, and that it is this one which failed."""
     e = sight.evidence
     wake = (f"service:{sight.name}",)
     if e.unconfirmed and not confirmed(sight.policy, e, sight.now):
@@ -198,6 +198,11 @@ def workload(sight: Sight) -> Hold | None:
         return Hold(reason="held:workload", detail=f"{INSPECTION_FAILED}: {e.instance.detail}", wake=wake)
     if e.instance.run is Run.STOPPED:
         return Hold(reason="held:workload", detail=f"stopped by a person: {e.instance.detail}", wake=wake)
+    until = sight.condition.since + sight.policy.starting_limit
+    if e.instance.run is Run.STARTING and sight.now < until:
+        # Whoever starts it is at it: an action would be refused, and cost an attempt, or begin the start anew.
+        detail = f"it is being started: {e.instance.detail}".rstrip(": ")
+        return Hold(reason="held:workload", detail=detail, until=until, wake=wake)
     return None
 
 
