@@ -29,6 +29,9 @@ ENVIRONMENT: Final = "SELFHEAL_TESTS_BROKEN"
 PATIENCE: Final = 1.0
 """Seconds that a scenario waits on a broken build for what will never come."""
 
+OURS: Final = tuple(ROOT / name for name in ("docs", "plugins", "src", "tests"))
+"""Not the whole checkout: the virtual environment of the README lies in it, and pytest in that."""
+
 HARNESS: Final = tuple(ROOT / "src" / "selfheal" / "testing" / name for name in ("probing.py", "servers.py"))
 """What a scenario is told with, beside the tests' own: an assertion in there is one of the scenario."""
 
@@ -218,7 +221,7 @@ def _where(problem: BaseException) -> Path:
     found, trace = Path(), problem.__traceback__
     while trace is not None:
         path = Path(trace.tb_frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and path.parent != Path(__file__).parent:
+        if any(path.is_relative_to(one) for one in OURS) and path.parent != Path(__file__).parent:
             found = path
         trace = trace.tb_next
     return found
