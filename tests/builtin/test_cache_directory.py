@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
+import stat
 import subprocess
 import threading
 import time
@@ -71,10 +71,9 @@ def untouched(root: Path) -> bool:
 def test_everything_in_the_folder_is_removed_and_the_folder_stays(root: Path, absolute: bool) -> None:
     cache = root / "thumbs"
     os.mkfifo(cache / "pipe")
-    with socket.socket(socket.AF_UNIX) as bound:
-        bound.bind(str(cache / "socket"))
-        before = cache.stat().st_ino
-        run(CacheDirectory(path=str(cache) if absolute else "thumbs", root=root))
+    os.mknod(cache / "socket", stat.S_IFSOCK | 0o600)  # a bound one may have no path as long as this
+    before = cache.stat().st_ino
+    run(CacheDirectory(path=str(cache) if absolute else "thumbs", root=root))
     assert left_in(cache) == []
     assert cache.stat().st_ino == before
     assert untouched(root)
