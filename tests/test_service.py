@@ -30,6 +30,7 @@ from selfheal.ladder import RecoveryAction
 from selfheal.plugins import ActionContext, CheckContext, Context
 from selfheal.secret import Secret
 from selfheal.service import DERIVED, Canary, RecoveryStrategy, Service, fingerprint, fleet_of, name_fault
+from selfheal.testing.doubles import ScriptedCheck, ScriptedWorkload
 
 KEY = b"a key of thirty-two bytes, or so"
 
@@ -327,3 +328,10 @@ def test_a_secret_that_cannot_be_read_does_not_stop_the_fingerprint() -> None:
 
     assert fingerprint(KEY, missing) == fingerprint(KEY, Secret(gone, source="file /a"))
     assert fingerprint(KEY, missing) != fingerprint(KEY, Secret("x"))
+
+
+def test_who_has_a_workload_is_given_a_minute_to_boot_unless_it_says_otherwise() -> None:
+    check, workload = ScriptedCheck(), ScriptedWorkload()
+    assert Service("a", check=check).policy().start_grace == 0.0
+    assert Service("a", check=check, workload=workload).policy().start_grace == 60.0
+    assert Service("a", check=check, workload=workload, start_grace=5.0).policy().start_grace == 5.0

@@ -479,3 +479,10 @@ def test_a_crash_loop_outlasts_every_excuse_before_it_is_believed() -> None:
     assert loop_span(policy()) == 300.0
     assert loop_span(policy(min_failing_span=60.0)) == 600.0
     assert loop_span(policy(start_grace=500.0, starting_limit=400.0)) == 900.0
+
+
+def test_what_has_exited_is_not_starting_any_more_however_young_it_was() -> None:
+    gone = instance(run=Run.EXITED, since=0.0)
+    assert Watched(start_grace=300.0, has_workload=True).judge(BAD, instance=gone) is Verdict.FAILING
+    young = instance(since=0.0)
+    assert Watched(start_grace=300.0, has_workload=True).judge(BAD, instance=young) is Verdict.INCONCLUSIVE

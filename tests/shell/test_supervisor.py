@@ -431,3 +431,16 @@ async def test_a_service_whose_check_returns_nonsense_is_not_taken_for_healthy()
             asked = await state_of(supervisor, name)
             assert asked["state"] == "unknown"
             assert asked["evidence"]["inconclusive"] >= 1
+
+
+@pytest.mark.parametrize(("level", "lines"), [("INFO", 2), ("WARNING", 0)])
+async def test_each_decision_is_a_line_of_the_log_for_who_listens(
+    level: str, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(level, "selfheal.records"):
+        async with Supervisor([Service("api", check=lambda: True, interval=0.1)], journal=None) as supervisor:
+            with anyio.fail_after(5.0):
+                while (await supervisor.ask("service", service="api"))["state"] != "healthy":  # noqa: ASYNC110  # no event
+                    await anyio.sleep(0.01)
+    said = [record.getMessage() for record in caplog.records if record.name == "selfheal.records"]
+    assert said.count("selfheal begins") + said.count("api: unknown -> healthy (passing)") == lines
